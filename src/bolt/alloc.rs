@@ -1,0 +1,160 @@
+//! Pages of one transaction: which may be read, which are free, which it freed, where new ones go.
+
+use std::collections::BTreeMap;
+
+use super::node::Node;
+use super::page::{HEADER, Header, Kind, encode_freelist, freelist_len};
+use super::storage::Storage;
+use super::{Error, Problem, Result};
+
+/// Reads pages below the high-water mark.
+#[derive(Clone, Copy)]
+pub(super) struct Pages<'s> {
+    pub(super) storage: &'s dyn Storage,
+    pub(super) page_size: usize,
+    pub(super) high_water: u64,
+}
+
+impl Pages<'_> {
+    /// A page with its overflow pages.
+    pub(super) fn read(&self, id: u64) -> Result<(Header, Vec<u8>)> {
+        let bad = |what| Error::Damaged(Problem::BadPage { id, what });
+        if id < 2 || id >= self.high_water {
+            return Err(bad("referred to, but outside the pages in use"));
+        }
+        let mut bytes = vec![0; self.page_size];
+        let offset = id * self.page_size as u64;
+        self.storage.read_at(&mut bytes, offset).map_err(Error::io("reading"))?;
+        let header = Header::decode(&bytes);
+        if header.id != id {
+            return Err(bad("a page that carries another page's id"));
+        }
+        if u64::from(header.overflow) >= self.high_water - id {
+            return Err(bad("overflow pages past the pages in use"));
+        }
+        if header.overflow > 0 {
+            bytes.resize(self.page_size * (header.overflow as usize + 1), 0);
+            let rest = &mut bytes[self.page_size..];
+            self.storage.read_at(rest, offset + self.page_size as u64).map_err(Error::io("reading"))?;
+        }
+        Ok((header, bytes))
+    }
+
+    pub(super) fn node(&self, id: u64) -> Result<Node> {
+        Node::decode(&self.read(id)?.1, id)
+    }
+}
+
+/// Runs of free pages: first id → length. Runs never touch each other.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FreeRuns(BTreeMap<u64, u64>);
+
+impl FreeRuns {
+    pub(super) fn add(&mut self, mut start: u64, mut len: u64) {
+        if let Some((&before, &n)) = self.0.range(..start).next_back()
+            && before + n == start
+        {
+            self.0.remove(&before);
+            (start, len) = (before, n + len);
+        }
+        if let Some(n) = self.0.remove(&(start + len)) {
+            len += n;
+        }
+        self.0.insert(start, len);
+    }
+
+    /// The first run of `len` pages, if there is one.
+    fn take(&mut self, len: u64) -> Option<u64> {
+        let (&start, &n) = self.0.iter().find(|(_, n)| **n >= len)?;
+        self.0.remove(&start);
+        if n > len {
+            self.0.insert(start + len, n - len);
+        }
+        Some(start)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().flat_map(|(start, len)| *start..start + len)
+    }
+}
+
+/// The pages of a transaction that writes.
+pub(super) struct Pager<'s> {
+    pub(super) storage: &'s mut dyn Storage,
+    pub(super) page_size: usize,
+    pub(super) high_water: u64,
+    /// Free in the state on disk: these may be overwritten now.
+    pub(super) free: FreeRuns,
+    /// Freed by this transaction: the state on disk still needs them.
+    pub(super) freed: FreeRuns,
+}
+
+impl Pager<'_> {
+    pub(super) fn pages(&self) -> Pages<'_> {
+        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water }
+    }
+
+    /// Reads a node in order to change it: its pages are free once this transaction is committed.
+    pub(super) fn load(&mut self, id: u64) -> Result<Node> {
+        let (header, bytes) = self.pages().read(id)?;
+        let node = Node::decode(&bytes, id)?;
+        self.freed.add(id, u64::from(header.overflow) + 1);
+        Ok(node)
+    }
+
+
+    /// Writes a node to pages nobody uses.
+    pub(super) fn store(&mut self, node: &Node) -> Result<u64> {
+        let pages = self.pages_for(node.size());
+        let id = self.allocate(pages);
+        let bytes = node.encode(id, pages - 1);
+        self.write(id, bytes, pages)?;
+        Ok(id)
+    }
+
+    /// Writes the list of all pages that are free after this transaction.
+    pub(super) fn store_freelist(&mut self) -> Result<u64> {
+        // Taking pages for the list itself can only shorten it.
+        let count = self.free.ids().count() + self.freed.ids().count();
+        let pages = self.pages_for(freelist_len(count));
+        let id = self.allocate(pages);
+        let mut ids: Vec<u64> = self.free.ids().chain(self.freed.ids()).collect();
+        ids.sort_unstable();
+        let bytes = encode_freelist(id, &ids, pages, self.page_size);
+        self.write(id, bytes, pages)?;
+        Ok(id)
+    }
+
+    /// Frees the pages of an earlier freelist.
+    pub(super) fn free_freelist(&mut self, id: u64) -> Result<()> {
+        let (header, _) = self.pages().read(id)?;
+        if header.kind != Some(Kind::Freelist) {
+            return Err(Error::Damaged(Problem::BadPage { id, what: "not the freelist it should be" }));
+        }
+        self.freed.add(id, u64::from(header.overflow) + 1);
+        Ok(())
+    }
+
+    fn pages_for(&self, bytes: usize) -> u32 {
+        // A node is bounded by MAX_VALUE per element and a freelist by the file: both far below 2^32 pages.
+        u32::try_from(bytes.max(HEADER).div_ceil(self.page_size)).unwrap_or(u32::MAX)
+    }
+
+    fn allocate(&mut self, pages: u32) -> u64 {
+        self.free.take(u64::from(pages)).unwrap_or_else(|| {
+            let id = self.high_water;
+            self.high_water += u64::from(pages);
+            id
+        })
+    }
+
+    fn write(&mut self, id: u64, mut bytes: Vec<u8>, pages: u32) -> Result<()> {
+        bytes.resize(pages as usize * self.page_size, 0);
+        let offset = id * self.page_size as u64;
+        let end = offset + bytes.len() as u64;
+        if self.storage.len().map_err(Error::io("measuring"))? < end {
+            self.storage.set_len(end).map_err(Error::io("growing"))?;
+        }
+        self.storage.write_at(&bytes, offset).map_err(Error::io("writing"))
+    }
+}

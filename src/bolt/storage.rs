@@ -1,0 +1,169 @@
+//! The one I/O seam of a database: a file, or memory.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Error, Result};
+
+/// What a database needs of the thing it lies on. Offsets and lengths are bytes.
+pub trait Storage: Send {
+    /// Length now.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether there is nothing yet.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Fills `buf` from `offset`; an end before that is an error.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at `offset`.
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Grows to `len`.
+    fn set_len(&mut self, len: u64) -> io::Result<()>;
+    /// Returns when everything written before is durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// Which `flock` to take; bbolt takes the same ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// To write. Excludes a running containerd and every reader.
+    Exclusive,
+    /// To read. Excludes writers.
+    Shared,
+}
+
+/// A database in a file, under `flock` as long as it lives.
+#[derive(Debug)]
+pub struct FileStorage(File);
+
+impl FileStorage {
+    /// Opens an existing file and locks it.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] at once when another process holds a conflicting lock; [`Error::Io`] otherwise.
+    pub fn open(path: &Path, lock: Lock) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(lock == Lock::Exclusive)
+            .open(path)
+            .map_err(Error::io("opening"))?;
+        Self::lock(file, lock)
+    }
+
+    /// Makes a new, empty file (mode 0644 less the umask), locked for writing.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`]; also when the file exists.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(Error::io("creating"))?;
+        Self::lock(file, Lock::Exclusive)
+    }
+
+    fn lock(file: File, lock: Lock) -> Result<Self> {
+        let locked = match lock {
+            Lock::Exclusive => file.try_lock(),
+            Lock::Shared => file.try_lock_shared(),
+        };
+        match locked {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked),
+            Err(TryLockError::Error(source)) => Err(Error::Io { action: "locking", source }),
+        }
+    }
+}
+
+impl Storage for FileStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(buf, offset)
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// A database in memory. Clones share it, so that a test can look at it, or reopen it.
+#[derive(Debug, Default, Clone)]
+pub struct MemStorage(Arc<Mutex<Vec<u8>>>);
+
+impl MemStorage {
+    /// Starts with the bytes of a whole file.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Mutex::new(bytes)))
+    }
+
+    /// The bytes now.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.locked().clone()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn range(bytes: &[u8], len: usize, offset: u64) -> io::Result<Range<usize>> {
+    let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+    let end = start.checked_add(len).filter(|end| *end <= bytes.len());
+    end.map(|end| start..end).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+impl Storage for MemStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.locked().len() as u64)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let bytes = self.locked();
+        buf.copy_from_slice(&bytes[range(&bytes, buf.len(), offset)?]);
+        Ok(())
+    }
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut bytes = self.locked();
+        let range = range(&bytes, buf.len(), offset)?;
+        bytes[range].copy_from_slice(buf);
+        Ok(())
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.locked().resize(len, 0);
+        Ok(())
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The process that holds a `flock` on `path`, as "name (pid N)", when the kernel tells (`/proc/locks`).
+pub fn lock_holder(path: &Path) -> Option<String> {
+    let meta = std::fs::metadata(path).ok()?;
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // "1: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF"; "->" marks a waiter
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, at, ..] = fields[..] else { return None };
+        if at != file {
+            return None;
+        }
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Some(format!("{} (pid {pid})", if name.trim().is_empty() { "a process" } else { name.trim() }))
+    })
+}

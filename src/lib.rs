@@ -1,0 +1,2 @@
+//! prebake
+pub mod bolt;

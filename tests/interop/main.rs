@@ -1,0 +1,9 @@
+//! Tests against the real peers that `tests/setup` puts in place: containerd in three releases, runc, docker-registry,
+//! skopeo, umoci and bbolt. `tests/run` runs them.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bbolt;
+mod peers;

@@ -1,0 +1,180 @@
+//! Random scripts of bbolt operations, in the language of `tests/interop/bbolt/main.go`, and what they must lead to.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use prebake::bolt::{Db, Error};
+
+use super::rng::Rng;
+
+/// One operation; paths and keys are raw bytes.
+#[derive(Debug, Clone)]
+pub enum Op {
+    Bucket(Vec<Vec<u8>>, u64),
+    Put(Vec<Vec<u8>>, Vec<u8>, Vec<u8>),
+    Delete(Vec<Vec<u8>>, Vec<u8>),
+    DeleteBucket(Vec<Vec<u8>>),
+    Commit,
+}
+
+/// A bucket as it must be.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Model {
+    sequence: u64,
+    entries: BTreeMap<Vec<u8>, Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Entry {
+    Value(Vec<u8>),
+    Bucket(Model),
+}
+
+impl Model {
+    /// The bucket at `path`, made where it is missing; `None` when a value is in the way.
+    fn at(&mut self, path: &[Vec<u8>]) -> Option<&mut Model> {
+        path.iter().try_fold(self, |model, key| {
+            match model.entries.entry(key.clone()).or_insert_with(|| Entry::Bucket(Model::default())) {
+                Entry::Bucket(model) => Some(model),
+                Entry::Value(_) => None,
+            }
+        })
+    }
+
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        self.dump_into("", &mut out);
+        out
+    }
+
+    fn dump_into(&self, path: &str, out: &mut String) {
+        for (key, entry) in &self.entries {
+            match entry {
+                Entry::Value(value) => writeln!(out, "k {path} {} {}", hex(key), hex_or_dash(value)).expect("string"),
+                Entry::Bucket(model) => {
+                    let path = if path.is_empty() { hex(key) } else { format!("{path}/{}", hex(key)) };
+                    writeln!(out, "b {path} {}", model.sequence).expect("string");
+                    model.dump_into(&path, out);
+                }
+            }
+        }
+    }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn hex_or_dash(bytes: &[u8]) -> String {
+    if bytes.is_empty() { "-".into() } else { hex(bytes) }
+}
+
+fn hex_path(path: &[Vec<u8>]) -> String {
+    path.iter().map(|key| hex(key)).collect::<Vec<_>>().join("/")
+}
+
+/// The script as the oracle reads it.
+pub fn text(ops: &[Op]) -> String {
+    ops.iter().fold(String::new(), |mut out, op| {
+        match op {
+            Op::Bucket(path, sequence) => writeln!(out, "b {} {sequence}", hex_path(path)),
+            Op::Put(path, key, value) => writeln!(out, "k {} {} {}", hex_path(path), hex(key), hex_or_dash(value)),
+            Op::Delete(path, key) => writeln!(out, "d {} {}", hex_path(path), hex(key)),
+            Op::DeleteBucket(path) => writeln!(out, "D {}", hex_path(path)),
+            Op::Commit => writeln!(out, "c"),
+        }
+        .expect("string");
+        out
+    })
+}
+
+/// Runs a script on our database; commits at the end too.
+pub fn run(db: &mut Db, ops: &[Op]) -> Result<(), Error> {
+    for part in ops.split(|op| matches!(op, Op::Commit)) {
+        let mut tx = db.begin()?;
+        for op in part {
+            match op {
+                Op::Bucket(path, sequence) => {
+                    tx.create_bucket(&slices(path))?;
+                    tx.set_sequence(&slices(path), *sequence)?;
+                }
+                Op::Put(path, key, value) => tx.put(&slices(path), key, value)?,
+                Op::Delete(path, key) => assert!(tx.delete(&slices(path), key)?),
+                Op::DeleteBucket(path) => {
+                    let (key, parent) = path.split_last().expect("a path");
+                    assert!(tx.delete(&slices(parent), key)?);
+                }
+                Op::Commit => unreachable!("split at commits"),
+            }
+        }
+        tx.commit()?;
+    }
+    Ok(())
+}
+
+fn slices(path: &[Vec<u8>]) -> Vec<&[u8]> {
+    path.iter().map(Vec::as_slice).collect()
+}
+
+/// A random script of about `len` operations, and the state it leads to. The shape (key and value sizes, how many
+/// deletes, how deep) is drawn too, so that some seeds give flat big buckets and others deep small ones.
+pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
+    let mut model = Model::default();
+    let mut ops = Vec::new();
+    let buckets: Vec<Vec<Vec<u8>>> = {
+        let mut paths: Vec<Vec<Vec<u8>>> = Vec::new();
+        for _ in 0..=rng.below(8) {
+            let mut path = if paths.is_empty() || rng.one_in(3) { Vec::new() } else { paths[rng.below(paths.len())].clone() };
+            let long = rng.one_in(8);
+            let size = 1 + rng.below(if long { 300 } else { 12 });
+            path.push([b"B".to_vec(), rng.bytes(size)].concat());
+            paths.push(path);
+        }
+        paths
+    };
+    let key_space = [20, 300, 5000][rng.below(3)];
+    let key_size = [4, 4, 40, 2000][rng.below(4)];
+    let value_size = [1, 20, 200, 3000, 20_000][rng.below(5)].min(600_000 / len.max(1) + 200);
+    let deletes = [0, 3, 8][rng.below(3)];
+    let commits = [len + 1, 10, 60][rng.below(3)];
+    for _ in 0..len {
+        let path = &buckets[rng.below(buckets.len())];
+        if rng.one_in(commits) {
+            ops.push(Op::Commit);
+        } else if rng.one_in(40) {
+            let sequence = rng.next() >> 1;
+            model.at(path).expect("bucket paths never meet values").sequence = sequence;
+            ops.push(Op::Bucket(path.clone(), sequence));
+        } else if deletes > 0 && rng.below(10) < deletes {
+            let bucket = model.at(path).expect("bucket paths never meet values");
+            let keys: Vec<_> = bucket.entries.iter().filter(|(_, e)| matches!(e, Entry::Value(_))).map(|(k, _)| k.clone()).collect();
+            // Runs of deletes empty whole leaves.
+            if keys.is_empty() {
+                ops.push(Op::Bucket(path.clone(), bucket.sequence));
+                continue;
+            }
+            let start = rng.below(keys.len());
+            for key in keys.into_iter().skip(start).take(1 + rng.below(30)) {
+                bucket.entries.remove(&key);
+                ops.push(Op::Delete(path.clone(), key));
+            }
+        } else if rng.one_in(150) && path.len() > 1 {
+            let (key, parent) = path.split_last().expect("a path");
+            let parent_model = model.at(parent).expect("bucket paths never meet values");
+            if parent_model.entries.remove(key).is_some() {
+                ops.push(Op::DeleteBucket(path.clone()));
+            } else {
+                ops.push(Op::Bucket(parent.to_vec(), parent_model.sequence));
+            }
+        } else {
+            let mut key = format!("k{:06}", rng.below(key_space)).into_bytes();
+            let tail = rng.below(key_size);
+            key.extend(vec![b'x'; tail]);
+            let size = rng.below(value_size + 1);
+            let value = rng.bytes(size);
+            model.at(path).expect("bucket paths never meet values").entries.insert(key.clone(), Entry::Value(value.clone()));
+            ops.push(Op::Put(path.clone(), key, value));
+        }
+    }
+    (ops, model)
+}

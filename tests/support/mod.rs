@@ -1,0 +1,5 @@
+//! What the hermetic and the interop tests share.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod bolt_script;
+pub mod rng;
