@@ -1,2 +1,22 @@
-//! prebake
+//! prebake pulls OCI images over HTTP and writes them straight into the directory where containerd keeps its state, inside
+//! any root, with no daemon running. The library behind the `prebake` command; `docs/design.md` draws the house.
+
+pub mod bake;
 pub mod bolt;
+pub mod bootstrap;
+pub mod care;
+pub mod catalog;
+pub mod content;
+pub mod fixture;
+pub mod kind;
+pub mod layer;
+pub mod metadata;
+pub mod oci;
+pub mod registry;
+pub mod root;
+
+/// Chooses ring as the process's TLS provider. To be called once, before the first [`registry::Client`].
+pub fn install_tls() {
+    // An error says that a provider was chosen before, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

@@ -106,7 +106,7 @@ impl Node {
         let mut data = Vec::new();
         let table = self.len() * ELEMENT;
         let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
-        let mut pos = |data: &Vec<u8>, i: usize| word(table - i * ELEMENT + data.len());
+        let pos = |data: &Vec<u8>, i: usize| word(table - i * ELEMENT + data.len());
         match self {
             Self::Branch(entries) => {
                 for (i, entry) in entries.iter().enumerate() {

@@ -1,0 +1,101 @@
+//! What happens during a bake, for whoever wants to show it.
+
+use serde::Serialize;
+
+use super::Kind;
+use crate::oci::{Digest, Platform};
+
+/// Something that happened. As JSON, each is one object with `event` naming it; sizes are bytes.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// It is known what an image consists of.
+    ImageResolved {
+        /// The image name.
+        image: &'a str,
+        /// Digest of its index or manifest.
+        digest: &'a Digest,
+        /// The platform chosen.
+        platform: &'a Platform,
+        /// How many blobs it has.
+        blobs: usize,
+        /// All of them together.
+        bytes: u64,
+    },
+    /// A blob no earlier image of this bake has is known of.
+    BlobAdded {
+        /// The blob.
+        digest: &'a Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// A blob starts to come.
+    BlobStarted {
+        /// The blob.
+        digest: &'a Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// More of a blob came.
+    BlobProgress {
+        /// The blob.
+        digest: &'a Digest,
+        /// How much more.
+        bytes: u64,
+    },
+    /// What came of a blob was not right, and it is asked for once more.
+    BlobRetried {
+        /// The blob.
+        digest: &'a Digest,
+        /// How much of it came in vain.
+        lost: u64,
+        /// What was wrong.
+        reason: &'a str,
+    },
+    /// A blob is in place.
+    BlobDone {
+        /// The blob.
+        digest: &'a Digest,
+        /// Its size.
+        size: u64,
+        /// `false`: it was there before.
+        fetched: bool,
+    },
+    /// All blobs of an image are in place.
+    ImageFetched {
+        /// The image name.
+        image: &'a str,
+        /// Digest of its index or manifest.
+        digest: &'a Digest,
+    },
+    /// An image failed; the others go on.
+    ImageFailed {
+        /// The image name.
+        image: &'a str,
+        /// What kind of failure.
+        kind: Kind,
+        /// Why.
+        error: &'a str,
+    },
+    /// containerd's metadata names the images.
+    Bootstrapped {
+        /// In which namespace.
+        namespace: &'a str,
+        /// How many.
+        images: usize,
+        /// `false`: it named them all before.
+        changed: bool,
+    },
+}
+
+/// Hears of events, from any thread.
+pub trait Listener: Send + Sync {
+    /// Something happened.
+    fn on(&self, event: &Event<'_>);
+}
+
+/// Hears nothing.
+impl Listener for () {
+    fn on(&self, _: &Event<'_>) {}
+}

@@ -1,0 +1,238 @@
+//! Baking: references in, a root that containerd starts on out.
+//!
+//! Locks, then blobs, then the catalog, then the metadata in one commit: a kill at any moment leaves what was there, plus
+//! blobs that the next run takes over.
+
+mod event;
+mod fetch;
+mod resolve;
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use event::{Event, Listener};
+
+use crate::bolt::Lock;
+use crate::bootstrap::offline;
+use crate::catalog::{self, Catalog, ImageRecord};
+use crate::content::{self, Store};
+use crate::kind::Kind;
+use crate::metadata::{self, MetaDb};
+use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
+use crate::registry;
+use crate::root::{Root, RootError};
+
+/// Blobs under way at a time, unless asked otherwise.
+pub const DEFAULT_CONCURRENCY: usize = 6;
+
+/// Why an image, or a whole bake, failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The registry did not give something.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// A blob did not come right, or could not be stored.
+    #[error(transparent)]
+    Content(#[from] content::Error),
+    /// The catalog failed.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// containerd's metadata could not be locked or written.
+    #[error(transparent)]
+    Metadata(#[from] metadata::Error),
+    /// The records could not be written.
+    #[error(transparent)]
+    Bootstrap(#[from] offline::Error),
+    /// The root cannot be used.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// A document that cannot be used.
+    #[error("{what} cannot be used")]
+    Document {
+        /// Which document.
+        what: String,
+        /// Why.
+        source: DocumentError,
+    },
+    /// The image does not exist for the platform.
+    #[error("there is no image for {wanted}; there is one for {}", if has.is_empty() { "no platform at all" } else { has })]
+    NoPlatform {
+        /// What was asked for.
+        wanted: Platform,
+        /// What there is, joined by commas.
+        has: String,
+    },
+    /// containerd 2.2 and later would silently not unpack such an image.
+    #[error("the index says {index} and the image's config says {config}; containerd would not unpack it")]
+    PlatformMismatch {
+        /// What the index says.
+        index: Platform,
+        /// What the config says.
+        config: Platform,
+    },
+    /// A descriptor promises a document of more than [`MAX_DOCUMENT`] bytes.
+    #[error("{digest} is a document of {size} bytes; prebake reads at most {MAX_DOCUMENT}")]
+    TooLarge {
+        /// Which one.
+        digest: Digest,
+        /// The promised size, in bytes.
+        size: u64,
+    },
+    /// Indexes within indexes within indexes.
+    #[error("its indexes nest too deep")]
+    TooDeep,
+    /// A thread of prebake's own was lost.
+    #[error("an internal task failed")]
+    Task,
+}
+
+/// What is to be baked, and how.
+pub struct Request {
+    /// Into which root.
+    pub root: Root,
+    /// Which images.
+    pub references: Vec<Reference>,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// For which machine.
+    pub platform: Platform,
+    /// Whether kubelet must never remove them.
+    pub pin: bool,
+    /// Blobs under way at a time.
+    pub concurrency: usize,
+    /// How to talk to registries.
+    pub registry: registry::Options,
+    /// Whether containerd gets to know of them, or only the catalog.
+    pub bootstrap: bool,
+}
+
+/// What a bake came to.
+#[derive(Debug)]
+pub struct Report {
+    /// Each image in the order asked for.
+    pub images: Vec<Outcome>,
+    /// What was moved.
+    pub totals: Totals,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Whether it was stopped before its end.
+    pub cancelled: bool,
+}
+
+/// What became of one image.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its name.
+    pub name: String,
+    /// How it failed, if it did.
+    pub failure: Option<Failure>,
+}
+
+/// Why an image failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What kind of failure.
+    pub kind: Kind,
+    /// The whole chain of causes in one line.
+    pub message: String,
+}
+
+impl Failure {
+    fn new(error: &Error) -> Self {
+        Self { kind: error.into(), message: chain(error) }
+    }
+}
+
+/// Counts of blobs and bytes; a blob counts once, however many images share it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Blobs that came over the network.
+    pub fetched_blobs: u64,
+    /// Their bytes.
+    pub fetched_bytes: u64,
+    /// Blobs that were there already.
+    pub present_blobs: u64,
+    /// Their bytes.
+    pub present_bytes: u64,
+}
+
+/// An error with all its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Bakes, until done or until `cancel` resolves; finished blobs stay either way. Images fail one by one, in the report.
+///
+/// # Errors
+/// [`Error`] when nothing could be begun, or the metadata could not be written.
+pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Report, Error> {
+    let started = Instant::now();
+    // Held to the end: no containerd starts on the root meanwhile.
+    let mut meta = MetaDb::lock(&request.root, Lock::Exclusive)?;
+    let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
+    let store = Store::create(&request.root)?;
+    let mut seen = HashSet::new();
+    let references: Vec<Reference> = request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
+
+    let fetcher = fetch::Fetcher::new(&request, store.clone(), catalog, listener.clone())?;
+    let (results, cancelled) = fetcher.all(&references, cancel).await;
+
+    let mut ready: Vec<ImageRecord> = Vec::new();
+    let mut images = Vec::new();
+    for (reference, result) in references.iter().zip(results) {
+        let failure = match result {
+            Some(Ok(record)) => {
+                ready.push(record);
+                None
+            }
+            Some(Err(failure)) => Some(failure),
+            None => Some(Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() }),
+        };
+        images.push(Outcome { name: reference.to_string(), failure });
+    }
+    if request.bootstrap && !cancelled {
+        request.root.sync()?;
+        let changed = offline::bootstrap(&store, &mut meta, &request.namespace, &ready)?;
+        listener.on(&Event::Bootstrapped { namespace: &request.namespace, images: ready.len(), changed });
+    }
+    Ok(Report { images, totals: fetcher.totals(), elapsed: started.elapsed(), cancelled })
+}
+
+/// Writes the records of everything in the catalog's namespace that is whole; the others fail one by one.
+///
+/// # Errors
+/// [`Error`] when the metadata could not be written.
+pub fn bootstrap(root: &Root, namespace: &str, listener: &dyn Listener) -> Result<Vec<Outcome>, Error> {
+    let mut meta = MetaDb::lock(root, Lock::Exclusive)?;
+    let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
+    let records = Catalog::open(&dir)?.images(namespace)?;
+    let store = Store::open(root)?;
+    let mut ready = Vec::new();
+    let mut outcomes = Vec::new();
+    for record in records {
+        let name = record.name.clone();
+        let failure = match offline::ready(&store, &record) {
+            Ok(()) => {
+                ready.push(record);
+                None
+            }
+            Err(error) => Some(Failure::new(&error.into())),
+        };
+        outcomes.push(Outcome { name, failure });
+    }
+    let changed = offline::bootstrap(&store, &mut meta, namespace, &ready)?;
+    listener.on(&Event::Bootstrapped { namespace, images: ready.len(), changed });
+    Ok(outcomes)
+}

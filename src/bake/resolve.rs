@@ -1,0 +1,114 @@
+//! Which manifest of an index is for a platform. Pure.
+
+use super::Error;
+use crate::oci::{Config, Descriptor, Document, Index, Manifest, Platform, media_type};
+
+/// Entries that may lead to the platform's manifest, best first.
+///
+/// Entries that name the platform count. Only when there are none, those that name no platform do, and their configs
+/// decide. Attestations (`unknown/unknown`) never do.
+pub(super) fn candidates<'i>(index: &'i Index, wanted: &Platform) -> Vec<&'i Descriptor> {
+    let documents = || {
+        let document = |d: &&Descriptor| media_type::is_manifest(&d.media_type) || media_type::is_index(&d.media_type);
+        index.manifests.iter().filter(document)
+    };
+    let named: Vec<_> = documents().filter(|entry| entry.platform().as_ref() == Some(wanted)).collect();
+    match named.first() {
+        Some(first) => vec![first],
+        None => documents().filter(|entry| entry.platform().is_none()).collect(),
+    }
+}
+
+/// The platforms an index names, joined by commas.
+pub(super) fn platforms(index: &Index) -> String {
+    let mut all: Vec<String> =
+        index.manifests.iter().filter_map(Descriptor::platform).filter(|p| !p.is_unknown()).map(|p| p.to_string()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.join(", ")
+}
+
+/// Whether a manifest's config fits, by what the index said of it (`None`: nothing, or there is no index).
+pub(super) fn check_config(config: &Config, index: Option<&Platform>, wanted: &Platform) -> Result<(), Error> {
+    match index {
+        _ if config.platform == *wanted => Ok(()),
+        Some(index) => Err(Error::PlatformMismatch { index: index.clone(), config: config.platform.clone() }),
+        None => Err(Error::NoPlatform { wanted: wanted.clone(), has: config.platform.to_string() }),
+    }
+}
+
+/// The children of a document in containerd's order (`images.Children`).
+pub(super) fn children(document: &Document) -> Vec<Descriptor> {
+    match document {
+        Document::Index(Index { manifests }) => manifests.clone(),
+        Document::Manifest(Manifest { config, layers }) => std::iter::once(config).chain(layers).cloned().collect(),
+    }
+}
+
+/// The first word of containerd's name for the write of such a blob (`remotes.MakeRefKey`).
+pub(super) fn ref_kind(kind: &str) -> &'static str {
+    match kind {
+        kind if media_type::is_manifest(kind) => "manifest",
+        kind if media_type::is_index(kind) => "index",
+        kind if media_type::is_layer(kind) => "layer",
+        kind if media_type::is_image_config(kind) => "config",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(entries: &[(&str, Option<&str>)]) -> Index {
+        let entries: Vec<String> = entries
+            .iter()
+            .enumerate()
+            .map(|(i, (media_type, platform))| {
+                let platform = platform.map_or(String::new(), |platform| {
+                    let mut parts = platform.split('/');
+                    let mut part = || parts.next().unwrap_or_default();
+                    format!(r#","platform":{{"os":"{}","architecture":"{}","variant":"{}"}}"#, part(), part(), part())
+                });
+                format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{:064x}","size":1{platform}}}"#, i)
+            })
+            .collect();
+        let json = format!(r#"{{"manifests":[{}]}}"#, entries.join(","));
+        match Document::parse(json.as_bytes(), media_type::OCI_INDEX) {
+            Ok((Document::Index(index), _)) => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn chosen(index: &Index, wanted: &str) -> Vec<String> {
+        let wanted = wanted.parse().expect("a platform");
+        candidates(index, &wanted).iter().map(|d| d.digest.hex()[63..].to_owned()).collect()
+    }
+
+    #[test]
+    fn strictly_the_platform() {
+        const M: &str = media_type::OCI_MANIFEST;
+        let all = index(&[
+            (M, Some("linux/arm/v6")),
+            (M, Some("linux/arm64/v8")),
+            (M, Some("linux/arm/v7")),
+            (M, Some("unknown/unknown")),
+            (M, Some("linux/amd64")),
+            (M, Some("linux/amd64")),
+        ]);
+        assert_eq!(chosen(&all, "linux/arm64"), ["1"]);
+        assert_eq!(chosen(&all, "linux/arm/v7"), ["2"]);
+        assert_eq!(chosen(&all, "linux/arm/v6"), ["0"]);
+        assert_eq!(chosen(&all, "linux/arm/v5"), Vec::<String>::new());
+        assert_eq!(chosen(&all, "linux/amd64"), ["4"]);
+        assert_eq!(platforms(&all), "linux/amd64, linux/arm/v6, linux/arm/v7, linux/arm64");
+    }
+
+    #[test]
+    fn entries_without_a_platform_are_asked_last() {
+        const M: &str = media_type::OCI_MANIFEST;
+        let some = index(&[(M, None), (M, Some("linux/amd64")), ("application/x", None), (media_type::OCI_INDEX, None)]);
+        assert_eq!(chosen(&some, "linux/amd64"), ["1"]);
+        assert_eq!(chosen(&some, "linux/arm64"), ["0", "3"]);
+    }
+}

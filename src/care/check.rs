@@ -1,0 +1,259 @@
+//! Whether everything in a root is as containerd needs it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+use super::walk::{Walk, walk};
+use super::Result;
+use crate::bolt::Lock;
+use crate::content::{self, Entry, Stat, Store};
+use crate::metadata::{self, BlobRow, ImageRow, MetaDb, Snapshot, labels};
+use crate::oci::{Descriptor, Digest, media_type};
+use crate::root::Root;
+
+/// Something that is off.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// Where: a blob, an image, a record, a file.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// What a check looked at, and what it found.
+#[derive(Debug, Default, Serialize)]
+pub struct CheckReport {
+    /// Blobs hashed.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Image records looked at.
+    pub images: u64,
+    /// Blobs no record names: the next garbage collection that removes anything removes them.
+    pub unreferenced: u64,
+    /// Everything that is off; empty when the root is sound.
+    pub findings: Vec<Finding>,
+}
+
+/// Hashes every blob, verifies the structure of `meta.db` and follows every reference in it. `progress` hears of bytes done
+/// and of all there are, from several threads.
+///
+/// # Errors
+/// [`super::Error`] when the root cannot be looked at; what is wrong in it is in the report.
+pub fn check(root: &Root, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<CheckReport> {
+    let mut checker = Checker { store: Store::open(root)?, files: HashMap::new(), report: CheckReport::default() };
+    let mut meta = MetaDb::lock(root, Lock::Shared)?;
+    checker.files(progress)?;
+    checker.metadata(&mut meta)?;
+    checker.report.findings.sort_unstable();
+    checker.report.findings.dedup();
+    Ok(checker.report)
+}
+
+struct Checker {
+    store: Store,
+    files: HashMap<Digest, Stat>,
+    report: CheckReport,
+}
+
+/// One namespace's records.
+struct Records {
+    blobs: BTreeMap<Digest, BlobRow>,
+    snapshots: Vec<Snapshot>,
+}
+
+impl Checker {
+    fn note(&mut self, object: impl ToString, problem: impl ToString) {
+        self.report.findings.push(Finding { object: object.to_string(), problem: problem.to_string() });
+    }
+
+    fn files(&mut self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<()> {
+        for entry in self.store.entries()? {
+            match entry {
+                Entry::Blob(digest, stat) => {
+                    self.files.insert(digest, stat);
+                }
+                Entry::Stranger(path) => self.note(path.display(), "is not a blob; containerd's garbage collection stops at it"),
+            }
+        }
+        let blobs: Vec<(&Digest, &Stat)> = self.files.iter().collect();
+        let total = blobs.iter().map(|(_, stat)| stat.size).sum();
+        let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let (bad, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(blobs.len()) {
+                scope.spawn(|| {
+                    while let Some((digest, stat)) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        match self.store.verify(digest) {
+                            Ok(()) => {}
+                            Err(error @ (content::Error::WrongDigest { .. } | content::Error::Io { .. })) => {
+                                lock(&bad).push(((*digest).clone(), crate::bake::chain(&error)));
+                            }
+                            Err(error) => *lock(&failed) = Some(error),
+                        }
+                        progress(done.fetch_add(stat.size, Ordering::Relaxed) + stat.size, total);
+                    }
+                });
+            }
+        });
+        if let Some(error) = lock(&failed).take() {
+            return Err(error.into());
+        }
+        (self.report.blobs, self.report.bytes) = (blobs.len() as u64, total);
+        for (digest, problem) in std::mem::take(&mut *lock(&bad)) {
+            self.note(digest, problem);
+        }
+        Ok(())
+    }
+
+    fn metadata(&mut self, meta: &mut MetaDb) -> Result<()> {
+        let Some(structure) = (match meta.check() {
+            Ok(structure) => structure,
+            Err(error @ metadata::Error::Bolt { .. }) => {
+                self.note("meta.db", crate::bake::chain(&error));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }) else {
+            return Ok(());
+        };
+        for problem in &structure.problems {
+            self.note("meta.db", problem);
+        }
+        if structure.problems.iter().any(crate::bolt::Problem::is_fatal) {
+            return Ok(());
+        }
+        let Some((namespaces, wrong)) = meta.read(|tx| {
+            let mut all = Vec::new();
+            let mut wrong = Vec::new();
+            for namespace in metadata::namespaces(tx)? {
+                let mut images = Vec::new();
+                let mut records = Records { blobs: BTreeMap::new(), snapshots: metadata::snapshots(tx, &namespace)? };
+                for image in metadata::images(tx, &namespace)? {
+                    match image {
+                        Ok(image) => images.push(image),
+                        Err(error) => wrong.push(error),
+                    }
+                }
+                for blob in metadata::blobs(tx, &namespace)? {
+                    match blob {
+                        Ok(blob) => drop(records.blobs.insert(blob.digest.clone(), blob)),
+                        Err(error) => wrong.push(error),
+                    }
+                }
+                all.push((namespace, images, records));
+            }
+            Ok((all, wrong))
+        })?
+        else {
+            return Ok(());
+        };
+        for error in wrong {
+            match error {
+                metadata::Error::Record { path, what } => self.note(path, what),
+                error => return Err(error.into()),
+            }
+        }
+        let mut named = HashSet::new();
+        for (namespace, images, records) in &namespaces {
+            self.records(namespace, records);
+            for image in images {
+                self.report.images += 1;
+                self.image(namespace, image, records);
+            }
+            named.extend(records.blobs.keys());
+        }
+        self.report.unreferenced = self.files.keys().filter(|digest| !named.contains(digest)).count() as u64;
+        Ok(())
+    }
+
+    /// Each blob's file, and each snapshot's parent and each reference to one.
+    fn records(&mut self, namespace: &str, records: &Records) {
+        let exists = |snapshotter: &str, key: &str| {
+            records.snapshots.iter().any(|snapshot| snapshot.snapshotter == snapshotter && snapshot.key == key)
+        };
+        for blob in records.blobs.values() {
+            let object = format!("{namespace}/content/{}", blob.digest);
+            match self.files.get(&blob.digest).map(|stat| stat.size) {
+                None => self.note(&object, "has a record and no file"),
+                Some(size) if size != blob.size => self.note(&object, format!("has {size} bytes; its record says {}", blob.size)),
+                Some(_) => {}
+            }
+            for (key, value) in &blob.labels {
+                if key.len() + value.len() > labels::MAX_LABEL {
+                    self.note(&object, format!("has a label {key:?} so long that containerd refuses every update of the record"));
+                }
+                if let Some(snapshotter) = key.strip_prefix(labels::GC_REF_SNAPSHOT) {
+                    let snapshotter = snapshotter.split(['.', '/']).next().unwrap_or_default();
+                    if !exists(snapshotter, value) {
+                        self.note(&object, format!("refers to a snapshot that does not exist: {value} of {snapshotter}"));
+                    }
+                }
+            }
+        }
+        for snapshot in &records.snapshots {
+            if !snapshot.parent.is_empty() && !exists(&snapshot.snapshotter, &snapshot.parent) {
+                let object = format!("{namespace}/snapshots/{}/{}", snapshot.snapshotter, snapshot.key);
+                self.note(object, format!("has a parent that does not exist: {}", snapshot.parent));
+            }
+        }
+    }
+
+    fn image(&mut self, namespace: &str, image: &ImageRow, records: &Records) {
+        let object = format!("{namespace}/images/{}", image.name);
+        match walk(&self.store, &image.target) {
+            Err(error) => self.note(&object, crate::bake::chain(&error)),
+            Ok(walk) => {
+                for problem in self.tree(&image.target, &walk, records) {
+                    self.note(&object, problem);
+                }
+            }
+        }
+    }
+
+    /// What an image needs: every document recorded, every child of the manifest there, and each kept by a label.
+    fn tree(&self, target: &Descriptor, walk: &Walk, records: &Records) -> Vec<String> {
+        let mut problems = Vec::new();
+        let recorded = |digest: &Digest| records.blobs.contains_key(digest);
+        if !recorded(&target.digest) {
+            problems.push(format!("its target {} has no record", target.digest));
+        }
+        let unpacked = walk.manifest.as_ref().and_then(|manifest| records.blobs.get(&manifest.config.digest)).is_some_and(|config| {
+            config.labels.keys().any(|key| key.starts_with(labels::GC_REF_SNAPSHOT))
+        });
+        for (document, children) in &walk.documents {
+            let held: HashSet<&str> = records
+                .blobs
+                .get(&document.digest)
+                .into_iter()
+                .flat_map(|blob| &blob.labels)
+                .filter(|(key, _)| key.starts_with(labels::GC_REF_CONTENT))
+                .map(|(_, value)| value.as_str())
+                .collect();
+            for child in children {
+                if recorded(&child.digest) {
+                    if !held.contains(child.digest.as_str()) {
+                        problems.push(format!("nothing keeps {} from garbage collection", child.digest));
+                    }
+                    continue;
+                }
+                let layer = media_type::is_layer(&child.media_type);
+                let needed = !media_type::is_index(&document.media_type) && !(layer && unpacked);
+                if needed && self.files.contains_key(&child.digest) {
+                    problems.push(format!("{} has no record", child.digest));
+                } else if needed {
+                    problems.push(format!("{} is missing", child.digest));
+                }
+            }
+        }
+        problems
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,179 @@
+//! The catalog: what connects fetch and bootstrap. A redb file of prebake's own; losing it costs time, never an image.
+//!
+//! ```text
+//! ROOT/var/lib/prebake/catalog.redb
+//!   images  <namespace> NUL <image name>   → JSON of ImageRecord
+//!   blobs   <digest>                       → JSON of BlobRecord: a file verified at this size and mtime
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::content::Stat;
+use crate::oci::{Descriptor, Digest, Platform};
+
+const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
+const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
+const FILE: &str = "catalog.redb";
+/// redb's page cache, in bytes; its default is larger than all of prebake may be.
+const CACHE: usize = 2 << 20;
+
+/// Why the catalog could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another prebake has it open.
+    #[error("{} is in use by another prebake", .0.display())]
+    Busy(PathBuf),
+    /// redb cannot read or write it.
+    #[error("the catalog {} failed; it can be removed, what it knows is found again", path.display())]
+    Redb {
+        /// The file.
+        path: PathBuf,
+        /// redb's words.
+        source: Box<redb::Error>,
+    },
+    /// A record does not read back.
+    #[error("the catalog {} has a record that prebake cannot read; remove the file", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where it fails.
+        source: serde_json::Error,
+    },
+}
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An image that was fetched whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The image name, normalised.
+    pub name: String,
+    /// Further names of it in Kubernetes' namespace: by digest, by config digest.
+    pub aliases: Vec<String>,
+    /// What the registry resolved the reference to: an index or a manifest.
+    pub target: Descriptor,
+    /// The platform asked for.
+    pub platform: Platform,
+    /// Whether kubelet must not remove it.
+    pub pinned: bool,
+    /// Its blobs in the order of a walk from the target.
+    pub blobs: Vec<ImageBlob>,
+    /// Registry host without port, and repository: `containerd.io/distribution.source.<host>`.
+    pub source: (String, String),
+}
+
+/// A blob of an image, with the labels that keep what it refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageBlob {
+    /// Which blob.
+    pub descriptor: Descriptor,
+    /// `containerd.io/gc.ref.content.*` label suffix and the digest it refers to.
+    pub children: Vec<(String, Digest)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct BlobRecord {
+    size: u64,
+    mtime: i64,
+}
+
+/// An open catalog; one process at a time.
+pub struct Catalog {
+    database: Database,
+    path: PathBuf,
+}
+
+impl Catalog {
+    /// Opens the catalog in `dir`, or makes it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when another prebake has it; [`Error::Redb`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        let database = match redb::Builder::new().set_cache_size(CACHE).create(&path) {
+            Ok(database) => database,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(Error::Busy(path)),
+            Err(error) => return Err(Error::Redb { path, source: Box::new(error.into()) }),
+        };
+        let catalog = Self { database, path };
+        catalog.write(|_, _| Ok(()))?;
+        Ok(catalog)
+    }
+
+    /// Whether the file was this, and whole, when it was last verified.
+    ///
+    /// # Errors
+    /// [`Error::Redb`], [`Error::Record`].
+    pub fn is_verified(&self, digest: &Digest, stat: Stat) -> Result<bool> {
+        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
+        let table = transaction.open_table(BLOBS).map_err(|e| self.redb(e))?;
+        let Some(record) = table.get(digest.as_str()).map_err(|e| self.redb(e))? else { return Ok(false) };
+        let record: BlobRecord = self.decode(record.value())?;
+        Ok(record.size == stat.size && record.mtime == stat.mtime)
+    }
+
+    /// Remembers fetched images of a namespace and verified blobs, durably.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn record(&self, namespace: &str, images: &[ImageRecord], blobs: &[(Digest, Stat)]) -> Result<()> {
+        self.write(|image_table, blob_table| {
+            for image in images {
+                let key = format!("{namespace}\0{}", image.name);
+                image_table.insert(key.as_str(), encode(image).as_slice())?;
+            }
+            for (digest, stat) in blobs {
+                let record = BlobRecord { size: stat.size, mtime: stat.mtime };
+                blob_table.insert(digest.as_str(), encode(&record).as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The fetched images of a namespace, by name.
+    ///
+    /// # Errors
+    /// [`Error::Redb`], [`Error::Record`].
+    pub fn images(&self, namespace: &str) -> Result<Vec<ImageRecord>> {
+        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
+        let table = transaction.open_table(IMAGES).map_err(|e| self.redb(e))?;
+        let (from, to) = (format!("{namespace}\0"), format!("{namespace}\x01"));
+        let range = table.range(from.as_str()..to.as_str()).map_err(|e| self.redb(e))?;
+        range
+            .map(|row| {
+                let (_, value) = row.map_err(|e| self.redb(e))?;
+                self.decode(value.value())
+            })
+            .collect()
+    }
+
+    fn write(
+        &self,
+        f: impl FnOnce(&mut redb::Table<'_, &str, &[u8]>, &mut redb::Table<'_, &str, &[u8]>) -> Result<(), redb::StorageError>,
+    ) -> Result<()> {
+        let transaction = self.database.begin_write().map_err(|e| self.redb(e))?;
+        {
+            let mut images = transaction.open_table(IMAGES).map_err(|e| self.redb(e))?;
+            let mut blobs = transaction.open_table(BLOBS).map_err(|e| self.redb(e))?;
+            f(&mut images, &mut blobs).map_err(|e| self.redb(e))?;
+        }
+        transaction.commit().map_err(|e| self.redb(e))
+    }
+
+    fn redb(&self, error: impl Into<redb::Error>) -> Error {
+        Error::Redb { path: self.path.clone(), source: Box::new(error.into()) }
+    }
+
+    fn decode<T: serde::de::DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
+        serde_json::from_slice(bytes).map_err(|source| Error::Record { path: self.path.clone(), source })
+    }
+}
+
+fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    // Records are plain structs of strings and numbers, which always have a JSON form.
+    serde_json::to_vec(record).unwrap_or_default()
+}

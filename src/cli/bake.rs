@@ -1,0 +1,186 @@
+//! `prebake bake` and `prebake fetch`.
+
+use std::io::Read;
+use std::num::NonZeroU8;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use prebake::bake::{DEFAULT_CONCURRENCY, Report, Request, run};
+use prebake::metadata::K8S_NAMESPACE;
+use prebake::oci::{Platform, Reference};
+use prebake::registry::{Credentials, Options};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::output::{self, OutputArgs};
+use super::{Failed, RootArgs, exit_code_of, progress};
+
+const EXAMPLES: &str = "\
+Examples:
+  prebake bake --root ./chroot registry.k8s.io/pause:3.10 docker.io/library/nginx:1.27
+  prebake bake --root ./chroot --file images.txt --platform linux/arm64 --pin
+  cat images.txt | prebake bake --root ./chroot --file -
+Credentials are those of Docker's config.json ($DOCKER_CONFIG, or ~/.docker).";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct BakeArgs {
+    #[command(flatten)]
+    pub(super) fetch: FetchArgs,
+}
+
+#[derive(Args)]
+pub(super) struct FetchArgs {
+    #[command(flatten)]
+    root: RootArgs,
+    /// Images: nginx, nginx:1.27, registry.example:5000/team/app@sha256:…
+    #[arg(value_name = "REF", required_unless_present = "file")]
+    references: Vec<String>,
+    /// A file with one reference a line; # starts a comment, - is standard input
+    #[arg(long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// containerd's namespace
+    #[arg(long, default_value = K8S_NAMESPACE, value_parser = namespace)]
+    namespace: String,
+    /// OS/ARCH[/VARIANT] the root is for [default: linux/ and this machine's architecture]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Keep kubelet from ever removing the images
+    #[arg(long)]
+    pin: bool,
+    /// Plain HTTP to every registry; loopback registries need no flag
+    #[arg(long)]
+    plain_http: bool,
+    /// Blobs under way at a time
+    #[arg(long, value_name = "N", default_value_t = NonZeroU8::new(DEFAULT_CONCURRENCY as u8).unwrap_or(NonZeroU8::MIN))]
+    concurrency: NonZeroU8,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// containerd's rule for namespaces (`identifiers.Validate`).
+pub(super) fn namespace(text: &str) -> Result<String, String> {
+    let word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    if text.len() > 76 || !text.split(['-', '_', '.']).all(word) || text == "version" {
+        return Err("a namespace has letters and digits, joined by single \"-\", \"_\" or \".\", at most 76 in all".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
+    execute(args.fetch, true)
+}
+
+pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
+    execute(args, false)
+}
+
+fn execute(args: FetchArgs, bootstrap: bool) -> Result<u8, Failed> {
+    let output = args.output;
+    let request = Request {
+        references: references(&args.references, &args.file)?,
+        root: args.root.root(),
+        namespace: args.namespace,
+        platform: args.platform.unwrap_or_else(Platform::host),
+        pin: args.pin,
+        concurrency: usize::from(args.concurrency.get()),
+        registry: Options { plain_http: args.plain_http, credentials: Credentials::from_docker_config().map_err(Failed::new)? },
+        bootstrap,
+    };
+    let (report, signal) = go(request, output)?;
+    summarise(&report, output);
+    Ok(match signal {
+        Some(signal) => 128 + signal,
+        None => exit_code_of(&report.images),
+    })
+}
+
+/// Runs a bake; with the signal that stopped it, if one did.
+pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option<u8>), Failed> {
+    prebake::install_tls();
+    let io = |error: std::io::Error| Failed::usage(format!("starting failed: {error}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
+        let mut stopped_by = None;
+        let cancel = async {
+            stopped_by = Some(tokio::select! {
+                _ = interrupt.recv() => 2,
+                _ = terminate.recv() => 15,
+            });
+        };
+        let report = run(request, progress::listener(output), cancel).await.map_err(Failed::new)?;
+        let signal = stopped_by.filter(|_| report.cancelled);
+        Ok((report, signal))
+    })
+}
+
+/// The references of the command line and of files; every bad one is named.
+fn references(given: &[String], files: &[PathBuf]) -> Result<Vec<Reference>, Failed> {
+    let mut all: Vec<(String, String)> = given.iter().map(|text| (String::new(), text.clone())).collect();
+    for path in files {
+        let text = read(path).map_err(|error| Failed::usage(format!("reading {} failed: {error}", path.display())))?;
+        for (i, line) in text.lines().enumerate() {
+            let line = line.split(" #").next().unwrap_or_default().trim();
+            if !line.is_empty() && !line.starts_with('#') {
+                all.push((format!("{}:{}: ", path.display(), i + 1), line.to_owned()));
+            }
+        }
+    }
+    let mut bad = Vec::new();
+    let mut good = Vec::new();
+    for (place, text) in all {
+        match text.parse::<Reference>() {
+            Ok(reference) => good.push(reference),
+            Err(error) => bad.push(format!("{place}{error}")),
+        }
+    }
+    match bad.is_empty() {
+        true if good.is_empty() => Err(Failed::usage("no images: the file names none")),
+        true => Ok(good),
+        false => Err(Failed::usage(bad.join("\n"))),
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().lock().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    }
+}
+
+pub(super) fn summarise(report: &Report, output: OutputArgs) {
+    let failed = report.images.iter().filter(|outcome| outcome.failure.is_some()).count();
+    let done = report.images.len() - failed;
+    let totals = report.totals;
+    let seconds = report.elapsed.as_secs_f64();
+    if output.json {
+        let images: Vec<_> = report
+            .images
+            .iter()
+            .map(|outcome| match &outcome.failure {
+                None => json!({"image": outcome.name, "ok": true}),
+                Some(failure) => json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message}),
+            })
+            .collect();
+        output::say_json(&json!({"event": "summary", "images": images, "done": done, "failed": failed,
+            "fetched_blobs": totals.fetched_blobs, "fetched_bytes": totals.fetched_bytes,
+            "present_blobs": totals.present_blobs, "present_bytes": totals.present_bytes,
+            "seconds": seconds, "cancelled": report.cancelled}));
+        return;
+    }
+    output::failures(&report.images);
+    if output.quiet {
+        return;
+    }
+    let failures = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    output::say(format!(
+        "{done} images{failures}; {} blobs, {} fetched, {} already there; {seconds:.1} s",
+        totals.fetched_blobs + totals.present_blobs,
+        output::bytes(totals.fetched_bytes),
+        output::bytes(totals.present_bytes),
+    ));
+}

@@ -1,0 +1,43 @@
+//! `prebake bootstrap`.
+
+use clap::Args;
+use prebake::metadata::K8S_NAMESPACE;
+use serde_json::json;
+
+use super::output::{self, OutputArgs};
+use super::{Failed, RootArgs, bake, exit_code_of, progress};
+
+const EXAMPLES: &str = "\
+Examples:
+  prebake fetch --root ./chroot registry.k8s.io/pause:3.10
+  prebake bootstrap --root ./chroot";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct BootstrapArgs {
+    #[command(flatten)]
+    root: RootArgs,
+    /// containerd's namespace
+    #[arg(long, default_value = K8S_NAMESPACE, value_parser = bake::namespace)]
+    namespace: String,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+pub(super) fn run(args: &BootstrapArgs) -> Result<u8, Failed> {
+    let listener = progress::listener(args.output);
+    let outcomes = prebake::bake::bootstrap(&args.root.existing()?, &args.namespace, &*listener).map_err(Failed::new)?;
+    drop(listener);
+    if args.output.json {
+        for outcome in &outcomes {
+            let failure = outcome.failure.as_ref().map(|failure| &failure.message);
+            output::say_json(&json!({"event": "image", "image": outcome.name, "ok": failure.is_none(), "error": failure}));
+        }
+    } else {
+        output::failures(&outcomes);
+        if outcomes.is_empty() && !args.output.quiet {
+            output::say(format!("nothing was fetched for namespace {}", args.namespace));
+        }
+    }
+    Ok(exit_code_of(&outcomes))
+}

@@ -1,0 +1,144 @@
+//! The command line: arguments, terminal, exit codes. One file a command.
+
+mod bake;
+mod bootstrap;
+mod check;
+mod demo;
+mod images;
+mod output;
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use prebake::kind::Kind;
+use prebake::root::{CONTAINERD_ROOT, Root};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  everything asked for is done
+  1  some images failed (each is named in the last lines), or the system refused something
+  2  bad arguments, a bad reference, an image that cannot be used
+  3  not found: an image, a blob, a platform
+  4  a registry wants other credentials
+  5  a containerd or another prebake uses the root
+  6  something is corrupt: what a registry sent, a blob, a database
+  7  no space left
+  130  stopped by Ctrl-C (143 by SIGTERM); finished blobs are kept
+Where every image fails in the same way, the code is that of the failure.";
+
+/// Bakes OCI images straight into containerd's state directory, with no daemon running.
+#[derive(Parser)]
+#[command(name = "prebake", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pull images and write them into a root: blobs and metadata
+    Bake(bake::BakeArgs),
+    /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
+    Fetch(bake::FetchArgs),
+    /// Write containerd's metadata for everything that was fetched into a root
+    Bootstrap(bootstrap::BootstrapArgs),
+    /// List what containerd will list
+    Images(images::ImagesArgs),
+    /// Hash every blob and follow every reference in a root's metadata
+    Check(check::CheckArgs),
+    /// Bake images from an embedded registry, check them, and show what was made
+    Demo(demo::DemoArgs),
+}
+
+/// Which root.
+#[derive(Args, Clone)]
+struct RootArgs {
+    /// The root: a chroot, a mounted disk image, an empty folder
+    #[arg(long, value_name = "DIR")]
+    root: PathBuf,
+    /// containerd's state directory, inside the root
+    #[arg(long, value_name = "PATH", default_value = CONTAINERD_ROOT)]
+    containerd_root: PathBuf,
+}
+
+impl RootArgs {
+    fn root(&self) -> Root {
+        Root::new(&self.root, &self.containerd_root)
+    }
+
+    /// The root of a command that only looks: one that is not there has nothing to show.
+    fn existing(&self) -> Result<Root, Failed> {
+        match self.root.is_dir() {
+            true => Ok(self.root()),
+            false => Err(Failed { kind: Kind::NotFound, message: format!("there is no directory {}", self.root.display()) }),
+        }
+    }
+}
+
+/// Why a command as a whole failed.
+struct Failed {
+    kind: Kind,
+    message: String,
+}
+
+impl Failed {
+    fn new<E: std::error::Error>(error: E) -> Self
+    where
+        for<'e> Kind: From<&'e E>,
+    {
+        Self { kind: Kind::from(&error), message: prebake::bake::chain(&error) }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { kind: Kind::InvalidInput, message: message.into() }
+    }
+}
+
+/// Parses the arguments and runs the command.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = match &cli.command {
+        Command::Bake(args) => args.fetch.output.json,
+        Command::Fetch(args) => args.output.json,
+        Command::Bootstrap(args) => args.output.json,
+        Command::Images(args) => args.json,
+        Command::Check(args) => args.output.json,
+        Command::Demo(_) => false,
+    };
+    let code = match cli.command {
+        Command::Bake(args) => bake::bake(args),
+        Command::Fetch(args) => bake::fetch(args),
+        Command::Bootstrap(args) => bootstrap::run(&args),
+        Command::Images(args) => images::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    ExitCode::from(code.unwrap_or_else(|failed| {
+        output::failed(&failed, json);
+        exit_code(failed.kind)
+    }))
+}
+
+fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Unavailable | Kind::Io => 1,
+        Kind::InvalidInput => 2,
+        Kind::NotFound => 3,
+        Kind::Unauthorized => 4,
+        Kind::Busy => 5,
+        Kind::Corrupt => 6,
+        Kind::NoSpace => 7,
+    }
+}
+
+/// The code for images that failed one by one.
+fn exit_code_of(outcomes: &[prebake::bake::Outcome]) -> u8 {
+    let mut kinds = outcomes.iter().map(|outcome| outcome.failure.as_ref().map(|failure| failure.kind));
+    match kinds.next() {
+        None => 0,
+        Some(first) if kinds.all(|kind| kind == first) => first.map_or(0, exit_code),
+        Some(_) => 1,
+    }
+}

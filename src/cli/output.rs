@@ -1,0 +1,88 @@
+//! Lines to a person or to a program. A reader that went away is nobody's error.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use prebake::bake::Outcome;
+use serde::Serialize;
+
+use super::Failed;
+
+/// How to report.
+#[derive(Args, Clone, Copy)]
+pub(super) struct OutputArgs {
+    /// Report as JSON, one object a line
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Report failures only
+    #[arg(long, short, conflicts_with = "json")]
+    pub(super) quiet: bool,
+}
+
+/// A line of a result.
+pub(super) fn say(line: impl AsRef<str>) {
+    let _ = writeln!(io::stdout().lock(), "{}", line.as_ref());
+}
+
+/// A line about how it goes, or went wrong.
+pub(super) fn tell(line: impl AsRef<str>) {
+    let _ = writeln!(io::stderr().lock(), "{}", line.as_ref());
+}
+
+/// A result as JSON, in one line.
+pub(super) fn say_json(value: &impl Serialize) {
+    say(serde_json::to_string(value).unwrap_or_default());
+}
+
+/// Why a command failed.
+pub(super) fn failed(failed: &Failed, json: bool) {
+    if json {
+        say_json(&serde_json::json!({"event": "error", "kind": failed.kind, "error": failed.message}));
+    } else {
+        tell(format!("prebake: {}", failed.message));
+    }
+}
+
+/// A line for each image that failed.
+pub(super) fn failures(outcomes: &[Outcome]) {
+    for Outcome { name, failure } in outcomes {
+        if let Some(failure) = failure {
+            tell(format!("failed: {name}: {}", failure.message));
+        }
+    }
+}
+
+/// Bytes for people: `12.3 MiB`.
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let power = (63 - n.leading_zeros()) / 10;
+    let unit = UNITS[power as usize - 1..].first().unwrap_or(&"PiB");
+    // A tenth is exact enough for people.
+    #[allow(clippy::cast_precision_loss)]
+    let scaled = n as f64 / 1024f64.powi(power.cast_signed());
+    format!("{scaled:.1} {unit}")
+}
+
+/// A table with its columns aligned.
+pub(super) fn table(rows: &[Vec<String>]) {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> =
+        (0..columns).map(|c| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        say(cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_for_people() {
+        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (1_610_612_736, "1.5 GiB"), (1 << 50, "1.0 PiB")] {
+            assert_eq!(super::bytes(n), text);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! containerd's content store (`plugins/content/local`): blobs, and ingests on their way to become one.
+//!
+//! ```text
+//! io.containerd.content.v1.content/
+//!   blobs/<algorithm>/<hex>          0444; nothing else may lie here: a stranger's name stops containerd's garbage
+//!                                    collection
+//!   ingest/<sha256 of the ref>/      data, ref, startedat, updatedat, total; swept by containerd when it does not know it
+//! ```
+//!
+//! An [`Ingest`] takes bytes, becomes a [`VerifiedBlob`] when size and digest are right, and only that can be committed.
+
+mod ingest;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+pub use ingest::{Ingest, Started, VerifiedBlob};
+
+use crate::oci::{Algorithm, Digest, Hasher};
+use crate::root::{Root, RootError};
+
+/// The plugin's directory in containerd's state.
+const PLUGIN: &str = "io.containerd.content.v1.content";
+const DIR_MODE: u32 = 0o755;
+/// Bytes read at a time when a blob is hashed.
+const READ_BUFFER: usize = 1 << 18;
+
+/// Why the content store could not do something.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The system refused.
+    #[error("{action} {} failed", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A directory of the store cannot be used.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// More bytes came than the descriptor promised.
+    #[error("more than the promised {expected} bytes of {digest} came")]
+    TooLong {
+        /// The blob.
+        digest: Digest,
+        /// The promised size, in bytes.
+        expected: u64,
+    },
+    /// Fewer bytes came than the descriptor promised.
+    #[error("only {got} of {expected} bytes of {digest} came")]
+    TooShort {
+        /// The blob.
+        digest: Digest,
+        /// The promised size, in bytes.
+        expected: u64,
+        /// What came, in bytes.
+        got: u64,
+    },
+    /// The bytes are not what the digest names.
+    #[error("the bytes that came for {expected} have the digest {got}")]
+    WrongDigest {
+        /// The blob.
+        expected: Digest,
+        /// What came.
+        got: Digest,
+    },
+}
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// A blob's file, as `stat` sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// In bytes.
+    pub size: u64,
+    /// Last modification, nanoseconds since 1970: with the size, what a file is recognised by.
+    pub mtime: i64,
+}
+
+/// An entry found in `blobs/`.
+#[derive(Debug)]
+pub enum Entry {
+    /// A blob with a proper name.
+    Blob(Digest, Stat),
+    /// Something that must not be there.
+    Stranger(PathBuf),
+}
+
+/// A content store. Opening one writes nothing.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: Option<PathBuf>,
+}
+
+impl Store {
+    /// Opens the store of a root, to read; it may not exist yet.
+    ///
+    /// # Errors
+    /// [`Error::Root`].
+    pub fn open(root: &Root) -> Result<Self> {
+        Ok(Self { dir: root.containerd_dir(PLUGIN)? })
+    }
+
+    /// Opens the store of a root, to write; makes its directories.
+    ///
+    /// # Errors
+    /// [`Error::Root`].
+    pub fn create(root: &Root) -> Result<Self> {
+        root.make_containerd_dir(&format!("{PLUGIN}/ingest"), DIR_MODE)?;
+        root.make_containerd_dir(&format!("{PLUGIN}/blobs/{}", Algorithm::Sha256.name()), DIR_MODE)?;
+        Self::open(root)
+    }
+
+    /// Where a blob lies, or would.
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir().join("blobs").join(digest.algorithm().name()).join(digest.hex())
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.as_deref().unwrap_or(Path::new(PLUGIN))
+    }
+
+    /// The file of a blob, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn stat(&self, digest: &Digest) -> Result<Option<Stat>> {
+        if self.dir.is_none() {
+            return Ok(None);
+        }
+        let path = self.path(digest);
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_file() => Ok(Some(stat(&meta))),
+            Ok(_) => Err(Error::io("opening", &path)(io::Error::other("it is not a file"))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("opening", &path)(e)),
+        }
+    }
+
+    /// The bytes of a blob that is known to be small.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when it has more than `limit` bytes; [`Error::WrongDigest`].
+    pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
+        let path = self.path(digest);
+        let mut bytes = Vec::new();
+        File::open(&path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(Error::io("reading", &path))?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::io("reading", &path)(io::Error::other(format!("it has more than {limit} bytes"))));
+        }
+        let mut hasher = Hasher::new(digest.algorithm());
+        hasher.update(&bytes);
+        match hasher.finish() {
+            got if got == *digest => Ok(bytes),
+            got => Err(Error::WrongDigest { expected: digest.clone(), got }),
+        }
+    }
+
+    /// Hashes the file of a blob.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::WrongDigest`] when it is damaged.
+    pub fn verify(&self, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
+        let mut file = File::open(&path).map_err(Error::io("opening", &path))?;
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut buffer = vec![0; READ_BUFFER];
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("reading", &path))? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+        match hasher.finish() {
+            got if got == *digest => Ok(()),
+            got => Err(Error::WrongDigest { expected: digest.clone(), got }),
+        }
+    }
+
+    /// Everything in `blobs/`, in no order.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let Some(dir) = self.dir.as_ref().map(|dir| dir.join("blobs").join(algorithm.name())) else { continue };
+            let listing = match fs::read_dir(&dir) {
+                Ok(listing) => listing,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io("listing", &dir)(e)),
+            };
+            for entry in listing {
+                let entry = entry.map_err(Error::io("listing", &dir))?;
+                let meta = entry.metadata().map_err(Error::io("opening", &entry.path()))?;
+                let name = entry.file_name();
+                let digest = name.to_str().and_then(|name| format!("{}:{name}", algorithm.name()).parse().ok());
+                found.push(match digest {
+                    Some(digest) if meta.is_file() => Entry::Blob(digest, stat(&meta)),
+                    _ => Entry::Stranger(entry.path()),
+                });
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn stat(meta: &fs::Metadata) -> Stat {
+    Stat { size: meta.size(), mtime: meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec()) }
+}

@@ -1,0 +1,159 @@
+//! The closed set of kinds every error falls into, and the one place that says which.
+
+use std::io;
+
+use serde::Serialize;
+
+use crate::{bake, bolt, bootstrap, care, catalog, content, metadata, registry, root};
+
+/// What kind of thing went wrong; the command line gives each its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The image, the blob, the platform does not exist.
+    NotFound,
+    /// Credentials are missing or not enough.
+    Unauthorized,
+    /// Another process uses the root.
+    Busy,
+    /// Bytes are not what they should be.
+    Corrupt,
+    /// The disk is full.
+    NoSpace,
+    /// What was asked for cannot be done.
+    InvalidInput,
+    /// A registry cannot be reached, or fails.
+    Unavailable,
+    /// The system refused something else.
+    Io,
+}
+
+impl From<&io::Error> for Kind {
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io,
+        }
+    }
+}
+
+impl From<&registry::Error> for Kind {
+    fn from(error: &registry::Error) -> Self {
+        use registry::Error;
+        match error {
+            Error::NotFound { .. } => Self::NotFound,
+            Error::Unauthorized { .. } => Self::Unauthorized,
+            Error::TooLarge { .. } => Self::Corrupt,
+            Error::Status { .. } | Error::Transport { .. } | Error::Token { .. } => Self::Unavailable,
+            Error::NoCertificates | Error::Setup(_) => Self::Io,
+        }
+    }
+}
+
+impl From<&registry::CredentialsError> for Kind {
+    fn from(error: &registry::CredentialsError) -> Self {
+        match error {
+            registry::CredentialsError::Io { source, .. } => source.into(),
+            _ => Self::InvalidInput,
+        }
+    }
+}
+
+impl From<&root::RootError> for Kind {
+    fn from(error: &root::RootError) -> Self {
+        (&error.source).into()
+    }
+}
+
+impl From<&content::Error> for Kind {
+    fn from(error: &content::Error) -> Self {
+        use content::Error;
+        match error {
+            Error::Io { source, .. } => source.into(),
+            Error::Root(error) => error.into(),
+            Error::TooLong { .. } | Error::TooShort { .. } | Error::WrongDigest { .. } => Self::Corrupt,
+        }
+    }
+}
+
+impl From<&catalog::Error> for Kind {
+    fn from(error: &catalog::Error) -> Self {
+        match error {
+            catalog::Error::Busy(_) => Self::Busy,
+            catalog::Error::Redb { source, .. } => match &**source {
+                redb::Error::Io(error) => error.into(),
+                redb::Error::Corrupted(_) => Self::Corrupt,
+                _ => Self::Io,
+            },
+            catalog::Error::Record { .. } => Self::Corrupt,
+        }
+    }
+}
+
+impl From<&bolt::Error> for Kind {
+    fn from(error: &bolt::Error) -> Self {
+        use bolt::Error;
+        match error {
+            Error::Io { source, .. } => source.into(),
+            Error::Locked => Self::Busy,
+            Error::NotBolt(_) | Error::Damaged(_) | Error::Invalid(_) => Self::Corrupt,
+            Error::Poisoned => Self::Io,
+        }
+    }
+}
+
+impl From<&metadata::Error> for Kind {
+    fn from(error: &metadata::Error) -> Self {
+        use metadata::Error;
+        match error {
+            Error::Busy { .. } => Self::Busy,
+            Error::Bolt { source, .. } => source.into(),
+            Error::Io { source, .. } => source.into(),
+            Error::Root(error) => error.into(),
+            Error::Record { .. } => Self::Corrupt,
+        }
+    }
+}
+
+impl From<&bootstrap::offline::Error> for Kind {
+    fn from(error: &bootstrap::offline::Error) -> Self {
+        use bootstrap::offline::Error;
+        match error {
+            Error::MissingBlob { .. } => Self::NotFound,
+            Error::Content(error) => error.into(),
+            Error::Metadata(error) => error.into(),
+        }
+    }
+}
+
+impl From<&bake::Error> for Kind {
+    fn from(error: &bake::Error) -> Self {
+        use bake::Error;
+        match error {
+            Error::Registry(error) => error.into(),
+            Error::Content(error) => error.into(),
+            Error::Catalog(error) => error.into(),
+            Error::Metadata(error) => error.into(),
+            Error::Bootstrap(error) => error.into(),
+            Error::Root(error) => error.into(),
+            Error::Document { source, .. } => match source {
+                crate::oci::DocumentError::Schema1 => Self::InvalidInput,
+                _ => Self::Corrupt,
+            },
+            Error::NoPlatform { .. } => Self::NotFound,
+            Error::PlatformMismatch { .. } | Error::TooLarge { .. } | Error::TooDeep => Self::Corrupt,
+            Error::Task => Self::Io,
+        }
+    }
+}
+
+impl From<&care::Error> for Kind {
+    fn from(error: &care::Error) -> Self {
+        use care::Error;
+        match error {
+            Error::Content(error) => error.into(),
+            Error::Metadata(error) => error.into(),
+            Error::Root(error) => error.into(),
+        }
+    }
+}

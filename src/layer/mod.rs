@@ -1,0 +1,5 @@
+//! Layer bytes: tar streams and their compression.
+
+mod pack;
+
+pub use pack::{Compression, File, Kind, compress, tar};

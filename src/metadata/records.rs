@@ -1,0 +1,310 @@
+//! Records of images and blobs.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+use super::{Error, Labels, Result, codec};
+use crate::bolt::{self, Item, Tx};
+use crate::oci::{Descriptor, Digest};
+
+const V1: &[u8] = b"v1";
+const VERSION: &[u8] = b"version";
+/// What is written where there is none. containerd 2 migrates 3 to 4 by itself; writing 4 on a root that first runs 1.7
+/// would make a later 2 skip that.
+const OUR_VERSION: i64 = 3;
+const IMAGES: &[u8] = b"images";
+const CONTENT: &[u8] = b"content";
+const BLOB: &[u8] = b"blob";
+const SNAPSHOTS: &[u8] = b"snapshots";
+const LABELS: &[u8] = b"labels";
+const ANNOTATIONS: &[u8] = b"annotations";
+const TARGET: &[u8] = b"target";
+const DIGEST: &[u8] = b"digest";
+const MEDIA_TYPE: &[u8] = b"mediatype";
+const SIZE: &[u8] = b"size";
+const CREATED: &[u8] = b"createdat";
+const UPDATED: &[u8] = b"updatedat";
+const NAME: &[u8] = b"name";
+const PARENT: &[u8] = b"parent";
+
+type Path<'k> = [&'k [u8]];
+
+/// An image to be written.
+#[derive(Debug, Clone)]
+pub struct Image<'a> {
+    /// Key of the record.
+    pub name: &'a str,
+    /// What it names.
+    pub target: &'a Descriptor,
+    /// Labels it must have; others stay.
+    pub labels: &'a Labels,
+}
+
+/// A blob to be written.
+#[derive(Debug, Clone)]
+pub struct Blob<'a> {
+    /// Key of the record.
+    pub digest: &'a Digest,
+    /// In bytes.
+    pub size: u64,
+    /// Labels it must have; others stay.
+    pub labels: &'a Labels,
+    /// Registry host and repository it came from.
+    pub source: (&'a str, &'a str),
+}
+
+/// An image as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRow {
+    /// Key of the record.
+    pub name: String,
+    /// What it names.
+    pub target: Descriptor,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it was made; `None` where containerd reads the zero time.
+    pub created: Option<DateTime<Utc>>,
+}
+
+/// A blob as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobRow {
+    /// Key of the record.
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A snapshot as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The snapshotter that owns it.
+    pub snapshotter: String,
+    /// Key of the record: a chainID, or a container's id.
+    pub key: String,
+    /// Key of its parent; empty at the bottom.
+    pub parent: String,
+    /// Its name in the snapshotter's own database.
+    pub name: String,
+}
+
+/// Writes the version into a database that has nothing yet. Where only the version is missing, containerd migrates.
+pub(super) fn init(tx: &mut Tx<'_>) -> Result<()> {
+    if tx.sequence(&[V1]).map_err(bolt_error)?.is_none() {
+        bolt_put(tx, &[V1], VERSION, &codec::varint(OUR_VERSION))?;
+    }
+    Ok(())
+}
+
+/// The schema version; `None` where containerd would run all its migrations.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn version(tx: &Tx<'_>) -> Result<Option<i64>> {
+    Ok(bolt_get(tx, &[V1], VERSION)?.and_then(|bytes| codec::parse_varint(&bytes)))
+}
+
+/// Writes an image. One that is there with this target and these labels is left alone.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn put_image(tx: &mut Tx<'_>, namespace: &str, image: &Image<'_>, now: DateTime<Utc>) -> Result<()> {
+    let path = [V1, namespace.as_bytes(), IMAGES, image.name.as_bytes()];
+    let target_path = [V1, namespace.as_bytes(), IMAGES, image.name.as_bytes(), TARGET];
+    let size = codec::varint(i64::try_from(image.target.size).unwrap_or(i64::MAX));
+    let target = [
+        (DIGEST, image.target.digest.as_str().as_bytes()),
+        (MEDIA_TYPE, image.target.media_type.as_bytes()),
+        (SIZE, size.as_slice()),
+    ];
+    let mut changed = false;
+    for (key, value) in target {
+        if bolt_get(tx, &target_path, key)?.as_deref() != Some(value) {
+            bolt_put(tx, &target_path, key, value)?;
+            changed = true;
+        }
+    }
+    if changed {
+        // They described the earlier target.
+        tx.delete(&path, ANNOTATIONS).map_err(bolt_error)?;
+    }
+    changed |= add_labels(tx, &path, image.labels)?;
+    touch(tx, &path, changed, now)
+}
+
+/// Writes a blob. One that is there with these labels and this source is left alone.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn put_blob(tx: &mut Tx<'_>, namespace: &str, blob: &Blob<'_>, now: DateTime<Utc>) -> Result<()> {
+    let path = [V1, namespace.as_bytes(), CONTENT, BLOB, blob.digest.as_str().as_bytes()];
+    let size = codec::varint(i64::try_from(blob.size).unwrap_or(i64::MAX));
+    let mut changed = bolt_get(tx, &path, SIZE)?.as_deref() != Some(&size);
+    bolt_put(tx, &path, SIZE, &size)?;
+    let mut labels = read_labels(tx, &path)?;
+    let (host, repository) = blob.source;
+    super::labels::add_distribution_source(&mut labels, host, repository);
+    labels.extend(blob.labels.clone());
+    changed |= add_labels(tx, &path, &labels)?;
+    touch(tx, &path, changed, now)
+}
+
+fn add_labels(tx: &mut Tx<'_>, path: &Path<'_>, labels: &Labels) -> Result<bool> {
+    let path = [path, &[LABELS]].concat();
+    let mut changed = false;
+    // containerd stores no label without a value.
+    for (key, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
+        if bolt_get(tx, &path, key.as_bytes())?.as_deref() != Some(value.as_bytes()) {
+            bolt_put(tx, &path, key.as_bytes(), value.as_bytes())?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+fn touch(tx: &mut Tx<'_>, path: &Path<'_>, changed: bool, now: DateTime<Utc>) -> Result<()> {
+    let now = codec::time(now);
+    if bolt_get(tx, path, CREATED)?.is_none() {
+        bolt_put(tx, path, CREATED, &now)?;
+    }
+    if changed {
+        bolt_put(tx, path, UPDATED, &now)?;
+    }
+    Ok(())
+}
+
+/// The names of all namespaces.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn namespaces(tx: &Tx<'_>) -> Result<Vec<String>> {
+    Ok(buckets(tx, &[V1])?.into_iter().map(|key| lossy(&key)).collect())
+}
+
+/// The images of a namespace by name; what is wrong with one comes in its place.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn images(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<ImageRow>>> {
+    let entries = bolt_list(tx, &[V1, namespace.as_bytes(), IMAGES])?;
+    entries
+        .into_iter()
+        .map(|(name, item)| {
+            if item != Item::Bucket {
+                let what = "a plain key among the images, at which containerd panics";
+                return Ok(Err(wrong(&[V1, namespace.as_bytes(), IMAGES, &name], what)));
+            }
+            image(tx, namespace, &name)
+        })
+        .collect()
+}
+
+fn image(tx: &Tx<'_>, namespace: &str, name: &[u8]) -> Result<Result<ImageRow>> {
+    let path = [V1, namespace.as_bytes(), IMAGES, name];
+    let target = [&path[..], &[TARGET]].concat();
+    if tx.sequence(&target).map_err(bolt_error)?.is_none() {
+        return Ok(Err(wrong(&path, "an image without a target, at which containerd exits")));
+    }
+    let digest = text(tx, &target, DIGEST)?.and_then(|text| text.parse().ok());
+    let size = bolt_get(tx, &target, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes)).and_then(|n| u64::try_from(n).ok());
+    let (Some(digest), Some(size)) = (digest, size) else {
+        return Ok(Err(wrong(&target, "a target without a valid digest and size")));
+    };
+    let media_type = text(tx, &target, MEDIA_TYPE)?.unwrap_or_default();
+    Ok(Ok(ImageRow {
+        name: lossy(name),
+        target: Descriptor::new(media_type, digest, size),
+        labels: read_labels(tx, &path)?,
+        created: bolt_get(tx, &path, CREATED)?.and_then(|bytes| codec::parse_time(&bytes)),
+    }))
+}
+
+/// The blobs of a namespace by digest; what is wrong with one comes in its place.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn blobs(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<BlobRow>>> {
+    let parent = [V1, namespace.as_bytes(), CONTENT, BLOB];
+    let entries = bolt_list(tx, &parent)?;
+    entries
+        .into_iter()
+        .map(|(key, item)| {
+            let path = [&parent[..], &[&key]].concat();
+            if item != Item::Bucket {
+                return Ok(Err(wrong(&path, "a plain key among the blobs")));
+            }
+            let Ok(digest) = lossy(&key).parse::<Digest>() else { return Ok(Err(wrong(&path, "a blob whose key is no digest"))) };
+            let size = bolt_get(tx, &path, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes));
+            let Some(size) = size.and_then(|n| u64::try_from(n).ok()) else {
+                return Ok(Err(wrong(&path, "a blob without a valid size")));
+            };
+            Ok(Ok(BlobRow { digest, size, labels: read_labels(tx, &path)? }))
+        })
+        .collect()
+}
+
+/// The snapshots of a namespace, of all snapshotters.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Snapshot>> {
+    let parent = [V1, namespace.as_bytes(), SNAPSHOTS];
+    let mut found = Vec::new();
+    for snapshotter in buckets(tx, &parent)? {
+        let path = [&parent[..], &[&snapshotter]].concat();
+        for key in buckets(tx, &path)? {
+            let path = [&path[..], &[&key]].concat();
+            found.push(Snapshot {
+                snapshotter: lossy(&snapshotter),
+                key: lossy(&key),
+                parent: text(tx, &path, PARENT)?.unwrap_or_default(),
+                name: text(tx, &path, NAME)?.unwrap_or_default(),
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn read_labels(tx: &Tx<'_>, path: &Path<'_>) -> Result<Labels> {
+    let entries = bolt_list(tx, &[path, &[LABELS]].concat())?;
+    let pair = |(key, item): (Vec<u8>, Item)| match item {
+        Item::Value(value) => Some((lossy(&key), lossy(&value))),
+        Item::Bucket => None,
+    };
+    Ok(entries.into_iter().filter_map(pair).collect())
+}
+
+fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {
+    Ok(bolt_list(tx, path)?.into_iter().filter(|(_, item)| *item == Item::Bucket).map(|(key, _)| key).collect())
+}
+
+fn text(tx: &Tx<'_>, path: &Path<'_>, key: &[u8]) -> Result<Option<String>> {
+    Ok(bolt_get(tx, path, key)?.map(|bytes| lossy(&bytes)))
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn wrong(path: &Path<'_>, what: &'static str) -> Error {
+    Error::Record { path: path.iter().map(|key| lossy(key)).collect::<Vec<_>>().join("/"), what }
+}
+
+fn bolt_get(tx: &Tx<'_>, path: &Path<'_>, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    tx.get(path, key).map_err(bolt_error)
+}
+
+fn bolt_put(tx: &mut Tx<'_>, path: &Path<'_>, key: &[u8], value: &[u8]) -> Result<()> {
+    tx.put(path, key, value).map_err(bolt_error)
+}
+
+fn bolt_list(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<(Vec<u8>, Item)>> {
+    Ok(tx.list(path).map_err(bolt_error)?.unwrap_or_default())
+}
+
+fn bolt_error(source: bolt::Error) -> Error {
+    Error::Bolt { path: PathBuf::from(super::FILE), source }
+}

@@ -1,0 +1,195 @@
+//! Requests.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use oci_client::errors::OciEnvelope;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Response, StatusCode};
+
+use super::auth::{Auth, Place};
+use super::{Credentials, Error, Result};
+use crate::oci::{Digest, Reference, media_type};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be silent.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much of an error's body is read, in bytes.
+const MAX_ERROR_BODY: u64 = 64 << 10;
+const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
+
+/// How to talk to registries.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Plain HTTP to every registry; loopback ones get it anyway, as in containerd.
+    pub plain_http: bool,
+    /// Who we are.
+    pub credentials: Credentials,
+}
+
+/// A client for any number of registries.
+pub struct Client {
+    http: reqwest::Client,
+    auth: Auth,
+    plain_http: bool,
+}
+
+/// An index or manifest as received.
+#[derive(Debug)]
+pub struct RawDocument {
+    /// Exactly the bytes of the body.
+    pub bytes: Bytes,
+    /// The registry's `Content-Type`, without parameters; empty when it gave none.
+    pub media_type: String,
+}
+
+impl Client {
+    /// Makes a client. Needs a process-wide rustls provider, see [`crate::install_tls`].
+    ///
+    /// # Errors
+    /// [`Error::Setup`].
+    pub fn new(options: Options) -> Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let has_certificates = !roots.is_empty();
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .user_agent(USER_AGENT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .build()
+            .map_err(Error::Setup)?;
+        Ok(Self { http, auth: Auth::new(options.credentials, has_certificates), plain_http: options.plain_http })
+    }
+
+    /// Gets an index or manifest by tag or digest; at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn document(&self, reference: &Reference, target: &str, limit: u64) -> Result<RawDocument> {
+        let what = format!("{}{}{target}", reference.repository(), if target.contains(':') { "@" } else { ":" });
+        let response = self.get(reference, "manifests", target, &media_type::DOCUMENTS.join(", "), &what).await?;
+        let declared = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let media_type = declared.split(';').next().unwrap_or_default().trim().to_owned();
+        let bytes = self.collect(response, reference, &what, limit).await?;
+        Ok(RawDocument { bytes, media_type })
+    }
+
+    /// Gets a config: a blob that is small, at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn small_blob(&self, reference: &Reference, digest: &Digest, limit: u64) -> Result<Bytes> {
+        let what = format!("blob {digest}");
+        let response = self.get(reference, "blobs", digest.as_str(), "*/*", &what).await?;
+        self.collect(response, reference, &what, limit).await
+    }
+
+    /// Starts to get a blob.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn blob(&self, reference: &Reference, digest: &Digest) -> Result<Blob> {
+        let what = format!("blob {digest}");
+        let response = self.get(reference, "blobs", digest.as_str(), "*/*", &what).await?;
+        Ok(Blob { response, registry: reference.registry().to_owned(), what })
+    }
+
+    async fn get(&self, reference: &Reference, kind: &str, target: &str, accept: &str, what: &str) -> Result<Response> {
+        let registry = reference.registry();
+        let plain_http = self.plain_http || is_loopback(reference.registry_host());
+        let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+        let scheme = if plain_http { "http" } else { "https" };
+        let repository = reference.repository();
+        let url = format!("{scheme}://{host}/v2/{repository}/{kind}/{target}");
+        let place = Place { registry, repository, plain_http, what };
+        let mut signature = self.auth.slot(place).lock().await.clone();
+        let mut first = true;
+        loop {
+            let request = signature.sign(self.http.get(&url).header(ACCEPT, accept));
+            let response = request.send().await.map_err(|source| transport(registry, what, source))?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            if response.status() == StatusCode::UNAUTHORIZED
+                && first
+                && let Some(better) = self.auth.answer(place, &signature, response.headers()).await?
+            {
+                signature = better;
+                first = false;
+                continue;
+            }
+            return Err(self.refusal(response, registry, what).await);
+        }
+    }
+
+    async fn refusal(&self, response: Response, registry: &str, what: &str) -> Error {
+        let status = response.status();
+        let (registry, what) = (registry.to_owned(), what.to_owned());
+        let detail = words(response).await;
+        match status {
+            StatusCode::NOT_FOUND => Error::NotFound { registry, what, detail },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let who = self.auth.who(&registry);
+                Error::Unauthorized { registry, what, who, detail }
+            }
+            status => Error::Status { registry, status: status.as_u16(), what, detail },
+        }
+    }
+
+    async fn collect(&self, mut response: Response, reference: &Reference, what: &str, limit: u64) -> Result<Bytes> {
+        let registry = reference.registry();
+        let mut all = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|source| transport(registry, what, source))? {
+            if all.len() as u64 + chunk.len() as u64 > limit {
+                return Err(Error::TooLarge { registry: registry.to_owned(), what: what.to_owned(), limit });
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all.into())
+    }
+}
+
+/// A blob on its way.
+pub struct Blob {
+    response: Response,
+    registry: String,
+    what: String,
+}
+
+impl Blob {
+    /// The next bytes, as they come; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Transport`] when the connection breaks.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        self.response.chunk().await.map_err(|source| transport(&self.registry, &self.what, source))
+    }
+}
+
+fn transport(registry: &str, what: &str, source: reqwest::Error) -> Error {
+    Error::Transport { registry: registry.to_owned(), what: what.to_owned(), source: source.without_url() }
+}
+
+/// containerd's rule for registries that speak plain HTTP by default (`docker.MatchLocalhost`).
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What the registry says about an error, with a colon before it; nothing when it does not say it in the API's form.
+async fn words(mut response: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() as u64 > MAX_ERROR_BODY {
+            break;
+        }
+    }
+    let Ok(envelope) = serde_json::from_slice::<OciEnvelope>(&body) else { return String::new() };
+    let first = envelope.errors.into_iter().next();
+    let text = first.map(|error| if error.message.is_empty() { format!("{:?}", error.code) } else { error.message });
+    // Somebody else's words go to a terminal.
+    text.map_or(String::new(), |text| format!(": {}", text.chars().filter(|c| !c.is_control()).take(300).collect::<String>()))
+}

@@ -1,0 +1,161 @@
+//! The target root: a chroot, a mounted disk image, an empty folder. Paths are resolved as a process inside it would see
+//! them, so that a symlink to `/elsewhere` leads to `ROOT/elsewhere` and nothing is ever written outside.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// Where containerd keeps its state, inside a root.
+pub const CONTAINERD_ROOT: &str = "var/lib/containerd";
+/// Where prebake keeps its own, inside a root.
+const PREBAKE_STATE: &str = "var/lib/prebake";
+/// containerd ≥ 1.7.29, 2.0.7 and 2.1.5 make it so, and tighten one that is there.
+const CONTAINERD_MODE: u32 = 0o700;
+const PLUGIN_MODE: u32 = 0o755;
+
+/// A root directory, and the containerd state in it. Making one writes nothing.
+#[derive(Debug, Clone)]
+pub struct Root {
+    path: PathBuf,
+    containerd: PathBuf,
+}
+
+/// A path in the root that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {} failed", path.display())]
+pub struct RootError {
+    action: &'static str,
+    path: PathBuf,
+    /// The system's answer.
+    pub source: io::Error,
+}
+
+impl Root {
+    /// A root at `path`, with containerd's state at `containerd` inside it.
+    pub fn new(path: impl Into<PathBuf>, containerd: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), containerd: containerd.into() }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// containerd's state, as a path inside the root.
+    pub fn containerd_path(&self) -> &Path {
+        &self.containerd
+    }
+
+    /// The directory of a containerd plugin, made where it is missing; `plugin` is relative to containerd's state.
+    ///
+    /// # Errors
+    /// [`RootError`] when it cannot be made.
+    pub fn make_containerd_dir(&self, plugin: &str, mode: u32) -> Result<PathBuf, RootError> {
+        self.make(&self.containerd, CONTAINERD_MODE)?;
+        self.make(&self.containerd.join(plugin), mode)
+    }
+
+    /// The directory of a containerd plugin; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// [`RootError`] when that cannot be told.
+    pub fn containerd_dir(&self, plugin: &str) -> Result<Option<PathBuf>, RootError> {
+        self.find(&self.containerd.join(plugin))
+    }
+
+    /// prebake's own directory, made where it is missing.
+    ///
+    /// # Errors
+    /// [`RootError`] when it cannot be made.
+    pub fn make_state_dir(&self) -> Result<PathBuf, RootError> {
+        self.make(Path::new(PREBAKE_STATE), PLUGIN_MODE)
+    }
+
+    /// prebake's own directory; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// [`RootError`] when that cannot be told.
+    pub fn state_dir(&self) -> Result<Option<PathBuf>, RootError> {
+        self.find(Path::new(PREBAKE_STATE))
+    }
+
+    /// Makes everything written to the root's file system durable (`syncfs`).
+    ///
+    /// # Errors
+    /// [`RootError`] when the system could not write all of it.
+    pub fn sync(&self) -> Result<(), RootError> {
+        let error = |source| RootError { action: "syncing", path: self.path.clone(), source };
+        let dir = self.find(&self.containerd)?.unwrap_or_else(|| self.path.clone());
+        rustix::fs::syncfs(File::open(dir).map_err(error)?).map_err(|errno| error(errno.into()))
+    }
+
+    fn find(&self, inside: &Path) -> Result<Option<PathBuf>, RootError> {
+        let error = |source| RootError { action: "opening", path: self.path.join(inside), source };
+        let root = match File::open(&self.path) {
+            Ok(root) => root,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(error(e)),
+        };
+        resolve(root, inside).map_err(error)
+    }
+
+    /// Makes `inside` with every directory on the way; the last one gets `mode`.
+    fn make(&self, inside: &Path, mode: u32) -> Result<PathBuf, RootError> {
+        let error = |source| RootError { action: "making", path: self.path.join(inside), source };
+        fs::create_dir_all(&self.path).map_err(error)?;
+        let root = File::open(&self.path).map_err(error)?;
+        let parts: Vec<Component<'_>> = inside.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+        let mut done = PathBuf::new();
+        let mut at = fs::canonicalize(&self.path).map_err(error)?;
+        for (i, part) in parts.iter().enumerate() {
+            done.push(part);
+            if let Some(there) = resolve(&root, &done).map_err(error)? {
+                at = there;
+                continue;
+            }
+            let new = at.join(part);
+            let mode = if i + 1 == parts.len() { mode } else { PLUGIN_MODE };
+            rustix::fs::mkdir(&new, Mode::from_raw_mode(mode)).map_err(|errno| error(errno.into()))?;
+            // Whatever will be renamed into it must not become durable before it.
+            File::open(&at).and_then(|parent| parent.sync_all()).map_err(error)?;
+            at = new;
+        }
+        Ok(at)
+    }
+}
+
+/// The real path of the directory `inside` a root; `None` when there is nothing.
+fn resolve(root: impl AsFd, inside: &Path) -> io::Result<Option<PathBuf>> {
+    let inside: PathBuf = inside.components().filter(|c| !matches!(c, Component::RootDir)).collect();
+    let inside = if inside.as_os_str().is_empty() { PathBuf::from(".") } else { inside };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat2(root, &inside, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+        Ok(dir) => {
+            use std::os::fd::AsRawFd;
+            fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map(Some)
+        }
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symlinks_stay_inside() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("var")).expect("made");
+        fs::create_dir_all(root.join("data")).expect("made");
+        std::os::unix::fs::symlink("/data", root.join("var/lib")).expect("linked");
+        let made = Root::new(&root, CONTAINERD_ROOT).make_containerd_dir("plugin", 0o755).expect("made");
+        assert_eq!(made, fs::canonicalize(&root).expect("there").join("data/containerd/plugin"));
+        let climbing = Root::new(&root, "../../../escape").make_containerd_dir("plugin", 0o755).expect("made");
+        assert!(climbing.starts_with(fs::canonicalize(&root).expect("there")));
+    }
+}
