@@ -1,5 +1,7 @@
 //! Bootstrap without a containerd: records straight into `meta.db`, as a CRI pull leaves them.
 
+use std::collections::BTreeMap;
+
 use chrono::Utc;
 
 use crate::catalog::ImageRecord;
@@ -65,10 +67,13 @@ pub fn bootstrap(store: &Store, meta: &mut MetaDb, namespace: &str, images: &[Im
                 };
                 put_blob(tx, namespace, &record, now)?;
             }
+        }
+        // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
+        let by_name: BTreeMap<&str, &ImageRecord> =
+            images.iter().flat_map(|image| names(namespace, image).map(move |name| (name, image))).collect();
+        for (name, image) in by_name {
             let labels = image_labels(namespace, image.pinned);
-            for name in names(namespace, image) {
-                put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;
-            }
+            put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;
         }
         Ok(())
     })?;
