@@ -5,5 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bake;
 mod bbolt;
+mod cri;
 mod peers;

@@ -1,6 +1,18 @@
 //! Where the real peers are, and daemons that end with the test that started them.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+
+use ::prebake::fixture::Content;
+
+use crate::support::layout;
+
+/// The releases the tests run.
+pub const RELEASES: [&str; 3] = ["1.6.20", "1.7.24", "2.1.9"];
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The folder `tests/setup` filled; `PREBAKE_PEERS` names another one.
 pub fn dir() -> PathBuf {
@@ -8,4 +20,199 @@ pub fn dir() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/peers"), PathBuf::from);
     assert!(dir.join("bbolt-oracle").exists(), "{} is not set up: run tests/setup first", dir.display());
     dir
+}
+
+/// The output of a command that must succeed.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}:\n{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn wait_for(what: &str, log: &Path, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A process that is ended, and waited for, when dropped.
+struct Daemon(Child);
+
+impl Daemon {
+    fn end(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let start = Instant::now();
+        while self.0.try_wait().is_ok_and(|status| status.is_none()) {
+            if start.elapsed() > PATIENCE {
+                let _ = self.0.kill();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The real docker-registry on a free loopback port.
+pub struct Registry {
+    _daemon: Daemon,
+    name: String,
+    work: PathBuf,
+}
+
+impl Registry {
+    pub fn start(work: &Path) -> Self {
+        let work = work.join("registry");
+        fs::create_dir_all(&work).unwrap();
+        let name = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let config = work.join("config.yml");
+        let data = work.join("data");
+        fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{name}\"}}\n",
+                data.display()
+            ),
+        )
+        .unwrap();
+        let log = work.join("log");
+        let file = File::create(&log).unwrap();
+        let daemon = Command::new(dir().join("registry/usr/bin/docker-registry"))
+            .arg("serve")
+            .arg(&config)
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        let daemon = Daemon(daemon);
+        wait_for("docker-registry", &log, || std::net::TcpStream::connect(&name).is_ok());
+        Self { _daemon: daemon, name, work }
+    }
+
+    /// Its name in references.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Pushes every image with real skopeo, every byte as it is; gives the references.
+    pub fn push(&self, content: &Content) -> Vec<String> {
+        let push = |(repository, tag): &(String, String)| {
+            let dir = self.work.join("push");
+            let _ = fs::remove_dir_all(&dir);
+            layout::write_dir(content, repository, tag, &dir);
+            let reference = format!("{}/{repository}:{tag}", self.name);
+            self.push_dir(&dir, &reference);
+            reference
+        };
+        content.tags.keys().map(push).collect()
+    }
+
+    /// Pushes a `dir:` layout.
+    pub fn push_dir(&self, dir: &Path, reference: &str) {
+        run(Command::new("skopeo").args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"]).args([
+            format!("dir:{}", dir.display()),
+            format!("docker://{reference}"),
+        ]));
+    }
+}
+
+/// A real containerd, its CRI plugin on, with its own sockets and state.
+pub struct Containerd {
+    daemon: Option<Daemon>,
+    release: &'static str,
+    work: PathBuf,
+    root: PathBuf,
+}
+
+impl Containerd {
+    /// Starts a release on a containerd root; `work` is for its sockets, state and log.
+    pub fn start(release: &'static str, containerd_root: &Path, work: &Path) -> Self {
+        fs::create_dir_all(work).unwrap();
+        let mut containerd = Self { daemon: None, release, work: work.to_owned(), root: containerd_root.to_owned() };
+        containerd.launch();
+        containerd
+    }
+
+    fn bin(&self, name: &str) -> PathBuf {
+        dir().join(format!("containerd-{}/usr/bin/{name}", self.release))
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.work.join("c.sock")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.work.join("log")).unwrap()
+    }
+
+    fn launch(&mut self) {
+        let config = self.work.join("config.toml");
+        let (root, work) = (self.root.display(), self.work.display());
+        fs::write(
+            &config,
+            format!(
+                "version = 2\nroot = \"{root}\"\nstate = \"{work}/state\"\n\
+                 [grpc]\naddress = \"{work}/c.sock\"\n[ttrpc]\naddress = \"{work}/c.sock.ttrpc\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"0\"\n"
+            ),
+        )
+        .unwrap();
+        let log = self.work.join("log");
+        let file = File::create(&log).unwrap();
+        let path = format!("{}:{}:{}", self.bin("").display(), dir().join("runc/usr/sbin").display(), std::env::var("PATH").unwrap());
+        let daemon = Command::new(self.bin("containerd"))
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(Daemon(daemon));
+        wait_for("containerd", &log, || self.try_ctr("version").status.success() && fs::read_to_string(&log).unwrap().contains("containerd successfully booted"));
+    }
+
+    /// Ends it and waits.
+    pub fn stop(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Ends it and starts it again.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.launch();
+    }
+
+    fn try_ctr(&self, arguments: &str) -> Output {
+        self.ctr_command().args(arguments.split_whitespace()).output().unwrap()
+    }
+
+    pub fn ctr_command(&self) -> Command {
+        let mut command = Command::new(self.bin("ctr"));
+        command.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]);
+        command
+    }
+
+    /// Runs `ctr` in Kubernetes' namespace, which must succeed.
+    #[track_caller]
+    pub fn ctr(&self, arguments: &str) -> String {
+        run(self.ctr_command().args(arguments.split_whitespace()))
+    }
+
+    /// A garbage collection, waited for: what deleting a lease with `--sync` starts.
+    pub fn collect_garbage(&self) {
+        let lease = self.ctr("leases create");
+        self.ctr(&format!("leases delete --sync {}", lease.split_whitespace().next().unwrap()));
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use prebake::bolt::{Db, Error};
+use ::prebake::bolt::{Db, Error};
 
 use super::rng::Rng;
 

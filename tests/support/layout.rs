@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use prebake::fixture::Content;
-use prebake::oci::{Digest, Document, media_type};
+use ::prebake::fixture::Content;
+use ::prebake::oci::{Digest, Document, media_type};
 
 /// Writes the image `repository:tag` with everything below it.
 pub fn write_dir(content: &Content, repository: &str, tag: &str, dir: &Path) {

@@ -2,4 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod bolt_script;
+pub mod content;
+pub mod layout;
+pub mod prebake;
 pub mod rng;
