@@ -205,7 +205,7 @@ impl Checker {
 
     fn image(&mut self, namespace: &str, image: &ImageRow, records: &Records) {
         let object = format!("{namespace}/images/{}", image.name);
-        match walk(&self.store, &image.target) {
+        match walk(&self.store, &image.target, &|digest| records.blobs.contains_key(digest)) {
             Err(error) => self.note(&object, crate::bake::chain(&error)),
             Ok(walk) => {
                 for problem in self.tree(&image.target, &walk, records) {

@@ -1,12 +1,15 @@
 //! What containerd will list.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::walk::walk;
-use super::{Error, Result};
+use super::Result;
 use crate::bolt::Lock;
 use crate::content::Store;
 use crate::metadata::{self, MetaDb, labels};
+use crate::oci::Digest;
 use crate::root::Root;
 
 /// An image as containerd lists it.
@@ -31,31 +34,35 @@ pub struct ListedImage {
 /// The images of one namespace, or of all.
 ///
 /// # Errors
-/// [`Error::Metadata`] when the database cannot be read, or has a record at which containerd would fail.
+/// [`super::Error::Metadata`] when the database cannot be read, or has a record at which containerd would fail.
 pub fn images(root: &Root, namespace: Option<&str>) -> Result<Vec<ListedImage>> {
     let store = Store::open(root)?;
     let mut meta = MetaDb::lock(root, Lock::Shared)?;
-    let rows = meta.read(|tx| {
+    let listed = meta.read(|tx| {
         let namespaces = match namespace {
             Some(one) => vec![one.to_owned()],
             None => metadata::namespaces(tx)?,
         };
-        let mut rows = Vec::new();
+        let mut listed = Vec::new();
         for namespace in namespaces {
+            let blobs: HashSet<Digest> = metadata::blobs(tx, &namespace)?.into_iter().flatten().map(|blob| blob.digest).collect();
             for image in metadata::images(tx, &namespace)? {
-                rows.push((namespace.clone(), image?));
+                listed.push(row(&store, &namespace, image?, &blobs));
             }
         }
-        Ok(rows)
+        Ok(listed)
     })?;
-    let listed = |(namespace, image): (String, metadata::ImageRow)| ListedImage {
-        namespace,
-        size: walk(&store, &image.target).ok().map(|walk| walk.size()),
+    Ok(listed.unwrap_or_default())
+}
+
+fn row(store: &Store, namespace: &str, image: metadata::ImageRow, blobs: &HashSet<Digest>) -> ListedImage {
+    ListedImage {
+        namespace: namespace.to_owned(),
+        size: walk(store, &image.target, &|digest| blobs.contains(digest)).ok().map(|walk| walk.size()),
         name: image.name,
         digest: image.target.digest.to_string(),
         media_type: image.target.media_type,
         pinned: image.labels.get(labels::CRI_PINNED.0).is_some_and(|value| value == labels::CRI_PINNED.1),
         created: image.created.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
-    };
-    Ok::<_, Error>(rows.unwrap_or_default().into_iter().map(listed).collect())
+    }
 }

@@ -30,8 +30,8 @@ pub(super) enum WalkError {
     TooDeep,
 }
 
-/// Walks down; in an index, to this machine's manifest if it is there, else to the first that is.
-pub(super) fn walk(store: &Store, target: &Descriptor) -> Result<Walk, WalkError> {
+/// Walks down; in an index, to this machine's manifest if it has a record, else to the first that has one.
+pub(super) fn walk(store: &Store, target: &Descriptor, recorded: &dyn Fn(&Digest) -> bool) -> Result<Walk, WalkError> {
     let mut walk = Walk::default();
     let mut at = target.clone();
     for _ in 0..=MAX_INDEX_DEPTH {
@@ -49,13 +49,9 @@ pub(super) fn walk(store: &Store, target: &Descriptor) -> Result<Walk, WalkError
             }
             Document::Index(index) => index,
         };
-        let mut here = Vec::new();
-        for entry in &index.manifests {
-            let document = media_type::is_manifest(&entry.media_type) || media_type::is_index(&entry.media_type);
-            if document && store.stat(&entry.digest)?.is_some() {
-                here.push(entry);
-            }
-        }
+        let document = |kind: &str| media_type::is_manifest(kind) || media_type::is_index(kind);
+        let here: Vec<_> =
+            index.manifests.iter().filter(|entry| document(&entry.media_type) && recorded(&entry.digest)).collect();
         let host = Some(Platform::host());
         let next = here.iter().find(|entry| entry.platform() == host).or(here.first()).map(|entry| (*entry).clone());
         let digest = at.digest.clone();

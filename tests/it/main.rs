@@ -4,4 +4,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod auth;
+mod bake;
 mod bolt;
+mod check;
+mod faults;
+mod house_rules;
+mod interrupt;

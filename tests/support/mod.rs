@@ -5,4 +5,5 @@ pub mod bolt_script;
 pub mod content;
 pub mod layout;
 pub mod prebake;
+pub mod registry;
 pub mod rng;

@@ -1,0 +1,284 @@
+//! A registry that misbehaves in every way we could think of: a clear error, its exit code, and nothing listed.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use prebake::fixture::{Body, Content, full};
+use prebake::oci::{Descriptor, Digest, MAX_DOCUMENT, media_type};
+use hyper::Response;
+use serde_json::{Value, json};
+
+use crate::support::content::{build, demo};
+use crate::support::prebake::{Run, blobs, meta_db, prebake};
+use crate::support::registry::{TestRegistry, broken, endless, respond, text};
+
+const SMALL: &str = r#"
+    [layer.one]
+    files = [{ path = "one", random = 100000 }]
+    [[image]]
+    name = "app:1"
+    platforms = ["linux/amd64"]
+    layers = ["one"]
+"#;
+const BAKE: &str = "bake --platform linux/amd64";
+
+fn layer_of(content: &Content) -> (String, Bytes) {
+    let (digest, (_, bytes)) = content.blobs.iter().find(|(_, (kind, _))| media_type::is_layer(kind)).unwrap();
+    (digest.to_string(), bytes.clone())
+}
+
+/// Bakes `app:1` from a registry that answers requests for `path_end` by `answer`.
+fn with_fault(root: &Path, content: Content, path_end: String, answer: impl Fn() -> Response<Body> + Send + Sync + 'static) -> (Run, TestRegistry) {
+    let registry = TestRegistry::faulty(content, move |request| request.uri().path().ends_with(&path_end).then(&answer));
+    let run = prebake(root, &format!("{BAKE} {}", registry.reference("app:1")));
+    (run, registry)
+}
+
+#[track_caller]
+fn nothing_is_listed(root: &Path) {
+    assert_eq!(prebake(root, "images --json").expect(0).stdout, "");
+    assert!(!meta_db(root).exists());
+    let ingest = root.join("var/lib/containerd/io.containerd.content.v1.content/ingest");
+    assert_eq!(std::fs::read_dir(ingest).unwrap().count(), 0, "an ingest was left");
+}
+
+/// A fault in a layer: asked for twice, refused, nothing kept.
+#[track_caller]
+fn bad_layer(code: i32, words: &str, answer: impl Fn(Bytes) -> Response<Body> + Send + Sync + 'static) {
+    let content = build(SMALL);
+    let (digest, bytes) = layer_of(&content);
+    let root = tempfile::tempdir().unwrap();
+    let (run, registry) = with_fault(root.path(), content, digest.clone(), move || answer(bytes.clone()));
+    let run = run.expect(code);
+    let last = run.stderr.lines().last().unwrap();
+    assert!(last.starts_with("failed: ") && last.contains("app:1: ") && last.contains(words), "{last}");
+    let asked = registry.asked().iter().filter(|path| path.ends_with(&digest)).count();
+    assert_eq!(asked, 2, "asked {asked} times");
+    assert!(!blobs(root.path()).contains_key(digest.trim_start_matches("sha256:")));
+    nothing_is_listed(root.path());
+}
+
+#[test]
+fn a_layer_with_a_flipped_bit() {
+    bad_layer(6, "have the digest sha256:", |bytes| {
+        let mut bytes = bytes.to_vec();
+        bytes[500] ^= 1;
+        respond(200, &[], full(bytes))
+    });
+}
+
+#[test]
+fn a_short_layer() {
+    bad_layer(6, "only 99 of ", |bytes| respond(200, &[], full(bytes.slice(..99))));
+}
+
+#[test]
+fn a_long_layer() {
+    bad_layer(6, "more than the promised ", |bytes| respond(200, &[], full([&bytes[..], b"x"].concat())));
+}
+
+#[test]
+fn an_endless_layer() {
+    bad_layer(6, "more than the promised ", |_| respond(200, &[], endless()));
+}
+
+#[test]
+fn a_layer_whose_connection_breaks() {
+    bad_layer(1, "failed: ", |bytes| respond(200, &[("content-length", &bytes.len().to_string())], broken(bytes.slice(..5000))));
+}
+
+#[test]
+fn a_registry_that_fails() {
+    bad_layer(1, "answered 503", |_| text(503, "try later"));
+}
+
+#[test]
+fn a_layer_that_is_right_the_second_time() {
+    let content = build(SMALL);
+    let (digest, bytes) = layer_of(&content);
+    let times = AtomicUsize::new(0);
+    let registry = TestRegistry::faulty(content, move |request| {
+        let first = request.uri().path().ends_with(&digest) && times.fetch_add(1, Ordering::Relaxed) == 0;
+        first.then(|| respond(200, &[], full(bytes.slice(1..))))
+    });
+    let root = tempfile::tempdir().unwrap();
+    let run = prebake(root.path(), &format!("{BAKE} {}", registry.reference("app:1"))).expect(0);
+    assert!(run.stderr.contains("again: sha256:"), "{}", run.stderr);
+    prebake(root.path(), "check").expect(0);
+}
+
+/// A fault in what the tag names.
+#[track_caller]
+fn bad_target(code: i32, words: &str, answer: impl Fn() -> Response<Body> + Send + Sync + 'static) {
+    let root = tempfile::tempdir().unwrap();
+    let (run, _registry) = with_fault(root.path(), build(SMALL), "/manifests/1".to_owned(), answer);
+    let run = run.expect(code);
+    let last = run.stderr.lines().last().unwrap();
+    assert!(last.starts_with("failed: ") && last.contains(words), "{last}");
+    nothing_is_listed(root.path());
+}
+
+#[test]
+fn no_such_image() {
+    let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"never\u001b[31m heard of it"}]}"#;
+    bad_target(3, "has no app:1: never[31m heard of it", move || text(404, body));
+}
+
+#[test]
+fn unauthorized() {
+    bad_target(4, "docker login", || respond(401, &[("www-authenticate", "Basic realm=\"x\"")], full("")));
+    bad_target(4, "anonymous", || text(403, ""));
+}
+
+#[test]
+fn garbage_instead_of_json() {
+    bad_target(6, "not a valid index or manifest", || respond(200, &[("content-type", media_type::OCI_MANIFEST)], full("<html>")));
+    bad_target(6, "neither an index nor a manifest", || respond(200, &[("content-type", "text/html")], full("{}")));
+}
+
+#[test]
+fn an_endless_document() {
+    bad_target(6, &format!("more than {MAX_DOCUMENT} bytes"), || respond(200, &[], endless()));
+}
+
+#[test]
+fn schema_1() {
+    let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    bad_target(2, "schema 1", move || respond(200, &[("content-type", kind)], full(r#"{"schemaVersion":1}"#)));
+    bad_target(2, "schema 1", || respond(200, &[], full(r#"{"schemaVersion":1,"fsLayers":[]}"#)));
+}
+
+fn documents(make: impl FnOnce(&mut Content) -> Descriptor) -> Content {
+    let mut content = build(SMALL);
+    let target = make(&mut content);
+    content.tags.insert(("app".to_owned(), "1".to_owned()), target.digest);
+    content
+}
+
+fn manifest_of(content: &Content) -> Descriptor {
+    let digest = &content.tags[&("app".to_owned(), "1".to_owned())];
+    let (kind, bytes) = &content.blobs[digest];
+    Descriptor::new(kind.clone(), digest.clone(), bytes.len() as u64)
+}
+
+fn index(content: &mut Content, entries: &[(&Descriptor, &str)]) -> Descriptor {
+    let entries: Vec<Value> = entries
+        .iter()
+        .map(|(descriptor, platform)| {
+            let mut entry = json!(descriptor);
+            if let Some((os, architecture)) = platform.split_once('/') {
+                entry["platform"] = json!({"os": os, "architecture": architecture});
+            }
+            entry
+        })
+        .collect();
+    content.add_json(media_type::OCI_INDEX, &json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries}))
+}
+
+/// Bakes `app:1` of documents that are what their digests say, and still wrong.
+#[track_caller]
+fn bad_documents(code: i32, words: &[&str], make: impl FnOnce(&mut Content) -> Descriptor) {
+    let root = tempfile::tempdir().unwrap();
+    let registry = TestRegistry::start(documents(make));
+    let run = prebake(root.path(), &format!("{BAKE} {}", registry.reference("app:1"))).expect(code);
+    let last = run.stderr.lines().last().unwrap();
+    assert!(words.iter().all(|word| last.contains(word)), "{last}");
+    nothing_is_listed(root.path());
+}
+
+#[test]
+fn an_index_that_points_to_itself() {
+    // A digest cannot contain itself, so the registry has to lie: under the entry's digest lies the index.
+    let entry = Descriptor::new(media_type::OCI_INDEX, Digest::of(b"itself"), 400);
+    let mut content = build(SMALL);
+    let target = index(&mut content, &[(&entry, "linux/amd64")]);
+    let (kind, bytes) = content.blobs[&target.digest].clone();
+    content.blobs.insert(entry.digest.clone(), (kind, bytes));
+    content.tags.insert(("app".to_owned(), "1".to_owned()), target.digest);
+    let root = tempfile::tempdir().unwrap();
+    let registry = TestRegistry::start(content);
+    let run = prebake(root.path(), &format!("{BAKE} {}", registry.reference("app:1"))).expect(6);
+    assert!(run.stderr.contains("failed: "), "{}", run.stderr);
+    assert!(registry.asked().len() < 6);
+    nothing_is_listed(root.path());
+}
+
+#[test]
+fn indexes_within_indexes() {
+    bad_documents(6, &["nest too deep"], |content| {
+        let mut at = manifest_of(content);
+        for _ in 0..8 {
+            at = index(content, &[(&at, "linux/amd64")]);
+        }
+        at
+    });
+}
+
+#[test]
+fn a_manifest_of_ten_thousand_layers() {
+    bad_documents(6, &["has 10000 entries"], |content| {
+        let layer = json!(Descriptor::new(media_type::OCI_LAYER, Digest::of(b"x"), 1));
+        let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"amd64"}"#);
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": vec![layer; 10_000]});
+        content.add_json(media_type::OCI_MANIFEST, &manifest)
+    });
+}
+
+#[test]
+fn a_document_that_is_promised_to_be_huge() {
+    bad_documents(6, &["is a document of 9000000 bytes"], |content| {
+        let huge = Descriptor::new(media_type::OCI_MANIFEST, Digest::of(b"huge"), 9_000_000);
+        index(content, &[(&huge, "linux/amd64")])
+    });
+}
+
+#[test]
+fn a_config_of_another_platform_than_the_index_says() {
+    bad_documents(6, &["the index says linux/amd64", "config says linux/arm64"], |content| {
+        let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"arm64"}"#);
+        let manifest = content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
+        index(content, &[(&manifest, "linux/amd64")])
+    });
+}
+
+#[test]
+fn no_image_for_the_platform() {
+    bad_documents(3, &["no image for linux/amd64", "linux/arm64, linux/s390x"], |content| {
+        let manifest = manifest_of(content);
+        index(content, &[(&manifest, "linux/s390x"), (&manifest, "linux/arm64"), (&manifest, "unknown/unknown")])
+    });
+    // A lone manifest of another platform.
+    bad_documents(3, &["no image for linux/amd64", "linux/riscv64"], |content| {
+        let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"riscv64"}"#);
+        content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}))
+    });
+}
+
+#[test]
+fn entries_without_a_platform_are_chosen_by_their_configs() {
+    let content = documents(|content| {
+        let fits = manifest_of(content);
+        let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"arm64"}"#);
+        let other = content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
+        index(content, &[(&other, ""), (&fits, "")])
+    });
+    let root = tempfile::tempdir().unwrap();
+    let registry = TestRegistry::start(content);
+    prebake(root.path(), &format!("{BAKE} {}", registry.reference("app:1"))).expect(0);
+    prebake(root.path(), "check").expect(0);
+}
+
+#[test]
+fn the_others_complete_when_one_image_fails() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    let names = [registry.reference("demo/hello:1.0"), registry.reference("demo/nothing:1"), registry.reference("demo/zstd:1.0")];
+    let run = prebake(root.path(), &format!("{BAKE} {}", names.join(" "))).expect(1);
+    let last = run.stderr.lines().last().unwrap();
+    assert!(last.starts_with(&format!("failed: {}: ", names[1])), "{last}");
+    assert!(run.stdout.starts_with("2 images, 1 failed; "), "{}", run.stdout);
+    let listed = prebake(root.path(), "images --json").expect(0).stdout;
+    assert!(listed.contains(&names[0]) && listed.contains(&names[2]) && !listed.contains("nothing"));
+    prebake(root.path(), "check").expect(0);
+}

@@ -1,0 +1,91 @@
+//! A registry on loopback that can misbehave, and remembers what it was asked.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::prebake::fixture::{Body, Content, Server, full};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Request, Response};
+
+/// What a registry does instead of answering properly, if anything.
+pub type Fault = dyn Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync;
+
+pub struct TestRegistry {
+    server: Server,
+    asked: Arc<Mutex<Vec<String>>>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl TestRegistry {
+    pub fn start(content: Content) -> Self {
+        Self::faulty(content, |_| None)
+    }
+
+    pub fn faulty(content: Content, fault: impl Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync + 'static) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = asked.clone();
+        let handler = move |request: &Request<Incoming>| {
+            log.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+            fault(request).unwrap_or_else(|| content.answer(request.method(), request.uri().path()))
+        };
+        let server = runtime.block_on(Server::start(Arc::new(handler))).unwrap();
+        Self { server, asked, _runtime: runtime }
+    }
+
+    /// A reference into this registry.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{}/{name}", self.server.name())
+    }
+
+    pub fn name(&self) -> String {
+        self.server.name()
+    }
+
+    /// The requests since the last call.
+    pub fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+pub fn respond(status: u16, headers: &[(&str, &str)], body: Body) -> Response<Body> {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    response.body(body).unwrap()
+}
+
+pub fn text(status: u16, body: &str) -> Response<Body> {
+    respond(status, &[], full(body.to_owned()))
+}
+
+/// Bytes in pieces of `chunk`, one every `pause`.
+pub fn slow(bytes: Bytes, chunk: usize, pause: Duration) -> Body {
+    let pieces: Vec<Bytes> = (0..bytes.len()).step_by(chunk).map(|at| bytes.slice(at..bytes.len().min(at + chunk))).collect();
+    let stream = futures_util::stream::iter(pieces).then(move |piece| async move {
+        tokio::time::sleep(pause).await;
+        Ok(Frame::data(piece))
+    });
+    StreamBody::new(stream).boxed_unsync()
+}
+
+/// A body without an end.
+pub fn endless() -> Body {
+    let piece = Bytes::from(vec![b' '; 1 << 16]);
+    let stream = futures_util::stream::repeat_with(move || Ok(Frame::data(piece.clone())));
+    StreamBody::new(stream).boxed_unsync()
+}
+
+/// A body that breaks off with the connection.
+pub fn broken(bytes: Bytes) -> Body {
+    let parts = [Ok(Frame::data(bytes)), Err(std::io::Error::other("broken off"))];
+    let stream = futures_util::stream::iter(parts).then(|part| async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        part
+    });
+    StreamBody::new(stream).boxed_unsync()
+}
