@@ -153,7 +153,10 @@ impl Catalog {
 
     fn write(
         &self,
-        f: impl FnOnce(&mut redb::Table<'_, &str, &[u8]>, &mut redb::Table<'_, &str, &[u8]>) -> Result<(), redb::StorageError>,
+        f: impl FnOnce(
+            &mut redb::Table<'_, &str, &[u8]>,
+            &mut redb::Table<'_, &str, &[u8]>,
+        ) -> Result<(), redb::StorageError>,
     ) -> Result<()> {
         let transaction = self.database.begin_write().map_err(|e| self.redb(e))?;
         {

@@ -132,7 +132,8 @@ fn resolve(root: impl AsFd, inside: &Path) -> io::Result<Option<PathBuf>> {
     let inside: PathBuf = inside.components().filter(|c| !matches!(c, Component::RootDir)).collect();
     let inside = if inside.as_os_str().is_empty() { PathBuf::from(".") } else { inside };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match rustix::fs::openat2(root, &inside, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+    match rustix::fs::openat2(root, &inside, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    {
         Ok(dir) => {
             use std::os::fd::AsRawFd;
             fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map(Some)

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt, iter};
 use futures_util::TryStreamExt;
+use futures_util::stream::{FuturesUnordered, StreamExt, iter};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
@@ -51,7 +51,12 @@ struct Shared {
 }
 
 impl Fetcher {
-    pub(super) fn new(request: &Request, store: Store, catalog: Arc<Catalog>, listener: Arc<dyn Listener>) -> Result<Self> {
+    pub(super) fn new(
+        request: &Request,
+        store: Store,
+        catalog: Arc<Catalog>,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self> {
         Ok(Self(Arc::new(Shared {
             client: Client::new(request.registry.clone())?,
             store,
@@ -184,12 +189,16 @@ impl Shared {
             if depth > MAX_INDEX_DEPTH {
                 return Err(Error::TooDeep);
             }
-            path.push(ImageBlob { children: labels::children(&children(&stored.document)), descriptor: stored.descriptor });
+            path.push(ImageBlob {
+                children: labels::children(&children(&stored.document)),
+                descriptor: stored.descriptor,
+            });
             let index = match stored.document {
                 Document::Manifest(manifest) => {
                     if media_type::is_image_config(&manifest.config.media_type) {
                         let bytes = self.config(reference, &manifest.config).await?;
-                        let config = Config::parse(&bytes).map_err(|source| unusable(&manifest.config.digest, source))?;
+                        let config =
+                            Config::parse(&bytes).map_err(|source| unusable(&manifest.config.digest, source))?;
                         check_config(&config, said.as_ref(), &self.platform)?;
                     }
                     return Ok(manifest);
@@ -221,7 +230,7 @@ impl Shared {
         {
             let known = self.catalog.images(&self.namespace)?.into_iter().find(|image| image.target.digest == *digest);
             let declared = known.map(|image| image.target.media_type).unwrap_or_default();
-            return self.parse(digest.clone(), &self.read(digest).await?, &declared);
+            return Self::parse(digest.clone(), &self.read(digest).await?, &declared);
         }
         let mut last = None;
         for _ in 0..TRIES {
@@ -239,7 +248,7 @@ impl Shared {
             Some(digest) => digest.clone(),
             None => Digest::of(&raw.bytes),
         };
-        let stored = self.parse(digest, &raw.bytes, &raw.media_type)?;
+        let stored = Self::parse(digest, &raw.bytes, &raw.media_type)?;
         let slot = self.slot(&stored.descriptor);
         let mut in_place = slot.lock().await;
         if !*in_place {
@@ -255,7 +264,7 @@ impl Shared {
     /// A document by its descriptor, from the store or else from the registry.
     async fn document(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<Stored> {
         let bytes = self.small(reference, descriptor, true).await?;
-        self.parse(descriptor.digest.clone(), &bytes, &descriptor.media_type)
+        Self::parse(descriptor.digest.clone(), &bytes, &descriptor.media_type)
     }
 
     async fn config(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<Bytes> {
@@ -295,7 +304,7 @@ impl Shared {
         Err(last.unwrap_or(Error::Task))
     }
 
-    fn parse(&self, digest: Digest, bytes: &[u8], declared: &str) -> Result<Stored> {
+    fn parse(digest: Digest, bytes: &[u8], declared: &str) -> Result<Stored> {
         let (document, media_type) = Document::parse(bytes, declared).map_err(|source| unusable(&digest, source))?;
         let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
         Ok(Stored { descriptor, document })
@@ -354,10 +363,16 @@ impl Shared {
     }
 
     /// Moves a blob from the network to the store: one task reads, one thread hashes and writes.
-    async fn transfer(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, came: &AtomicU64) -> Result<()> {
+    async fn transfer(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        came: &AtomicU64,
+    ) -> Result<()> {
         let (chunks, mut received) = mpsc::channel::<Bytes>(CHUNKS);
         let (shared, blob) = (self.clone(), descriptor.clone());
-        let started = blocking(move || Ok(shared.store.ingest(&shared.namespace, ref_kind(&blob.media_type), &blob)?)).await?;
+        let started =
+            blocking(move || Ok(shared.store.ingest(&shared.namespace, ref_kind(&blob.media_type), &blob)?)).await?;
         let mut ingest = match started {
             Started::Whole(whole) => return blocking(move || Ok(whole.commit()?)).await,
             Started::New(ingest) => ingest,

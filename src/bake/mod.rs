@@ -69,9 +69,9 @@ pub enum Error {
     #[error("the index says {index} and the image's config says {config}; containerd would not unpack it")]
     PlatformMismatch {
         /// What the index says.
-        index: Platform,
+        index: String,
         /// What the config says.
-        config: Platform,
+        config: String,
     },
     /// A descriptor promises a document of more than [`MAX_DOCUMENT`] bytes.
     #[error("{digest} is a document of {size} bytes; prebake reads at most {MAX_DOCUMENT}")]
@@ -177,14 +177,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 ///
 /// # Errors
 /// [`Error`] when nothing could be begun, or the metadata could not be written.
-pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Report, Error> {
+pub async fn run(
+    request: Request,
+    listener: Arc<dyn Listener>,
+    cancel: impl Future<Output = ()>,
+) -> Result<Report, Error> {
     let started = Instant::now();
     // Held to the end: no containerd starts on the root meanwhile.
     let mut meta = MetaDb::lock(&request.root, Lock::Exclusive)?;
     let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
     let store = Store::create(&request.root)?;
     let mut seen = HashSet::new();
-    let references: Vec<Reference> = request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
+    let references: Vec<Reference> =
+        request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
 
     let fetcher = fetch::Fetcher::new(&request, store.clone(), catalog, listener.clone())?;
     let (results, cancelled) = fetcher.all(&references, cancel).await;

@@ -21,8 +21,13 @@ pub(super) fn candidates<'i>(index: &'i Index, wanted: &Platform) -> Vec<&'i Des
 
 /// The platforms an index names, joined by commas.
 pub(super) fn platforms(index: &Index) -> String {
-    let mut all: Vec<String> =
-        index.manifests.iter().filter_map(Descriptor::platform).filter(|p| !p.is_unknown()).map(|p| p.to_string()).collect();
+    let mut all: Vec<String> = index
+        .manifests
+        .iter()
+        .filter_map(Descriptor::platform)
+        .filter(|p| !p.is_unknown())
+        .map(|p| p.to_string())
+        .collect();
     all.sort_unstable();
     all.dedup();
     all.join(", ")
@@ -32,7 +37,7 @@ pub(super) fn platforms(index: &Index) -> String {
 pub(super) fn check_config(config: &Config, index: Option<&Platform>, wanted: &Platform) -> Result<(), Error> {
     match index {
         _ if config.platform == *wanted => Ok(()),
-        Some(index) => Err(Error::PlatformMismatch { index: index.clone(), config: config.platform.clone() }),
+        Some(index) => Err(Error::PlatformMismatch { index: index.to_string(), config: config.platform.to_string() }),
         None => Err(Error::NoPlatform { wanted: wanted.clone(), has: config.platform.to_string() }),
     }
 }
@@ -70,7 +75,7 @@ mod tests {
                     let mut part = || parts.next().unwrap_or_default();
                     format!(r#","platform":{{"os":"{}","architecture":"{}","variant":"{}"}}"#, part(), part(), part())
                 });
-                format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{:064x}","size":1{platform}}}"#, i)
+                format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{i:064x}","size":1{platform}}}"#)
             })
             .collect();
         let json = format!(r#"{{"manifests":[{}]}}"#, entries.join(","));
@@ -107,7 +112,8 @@ mod tests {
     #[test]
     fn entries_without_a_platform_are_asked_last() {
         const M: &str = media_type::OCI_MANIFEST;
-        let some = index(&[(M, None), (M, Some("linux/amd64")), ("application/x", None), (media_type::OCI_INDEX, None)]);
+        let some =
+            index(&[(M, None), (M, Some("linux/amd64")), ("application/x", None), (media_type::OCI_INDEX, None)]);
         assert_eq!(chosen(&some, "linux/amd64"), ["1"]);
         assert_eq!(chosen(&some, "linux/arm64"), ["0", "3"]);
     }

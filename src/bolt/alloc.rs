@@ -102,7 +102,6 @@ impl Pager<'_> {
         Ok(node)
     }
 
-
     /// Writes a node to pages nobody uses.
     pub(super) fn store(&mut self, node: &Node) -> Result<u64> {
         let pages = self.pages_for(node.size());

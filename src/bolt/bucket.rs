@@ -49,7 +49,12 @@ impl Bucket {
     }
 
     /// Gives `f` the value at `key`.
-    pub(super) fn find<R>(&self, key: &[u8], pages: &Pages<'_>, f: &mut dyn FnMut(Option<&Value>) -> Result<R>) -> Result<R> {
+    pub(super) fn find<R>(
+        &self,
+        key: &[u8],
+        pages: &Pages<'_>,
+        f: &mut dyn FnMut(Option<&Value>) -> Result<R>,
+    ) -> Result<R> {
         find(&self.root, key, pages, f)
     }
 
@@ -149,7 +154,9 @@ fn find<R>(child: &Child, key: &[u8], pages: &Pages<'_>, f: &mut dyn FnMut(Optio
             Some(entry) => find(&entry.child, key, pages, f),
             None => f(None),
         },
-        Node::Leaf(entries) => f(entries.binary_search_by(|e| e.key.as_slice().cmp(key)).ok().map(|i| &entries[i].value)),
+        Node::Leaf(entries) => {
+            f(entries.binary_search_by(|e| e.key.as_slice().cmp(key)).ok().map(|i| &entries[i].value))
+        }
     }
 }
 

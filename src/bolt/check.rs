@@ -71,7 +71,11 @@ pub struct Report {
 
 /// Walks the state `meta` describes. Also gives the pages it does not use.
 pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)> {
-    let mut walk = Walk { pages, used: vec![0; usize::try_from(meta.high_water / 64 + 1).unwrap_or(0)], report: Report::default() };
+    let mut walk = Walk {
+        pages,
+        used: vec![0; usize::try_from(meta.high_water / 64 + 1).unwrap_or(0)],
+        report: Report::default(),
+    };
     walk.used[0] |= 0b11;
     let listed = match meta.freelist {
         Some(id) => walk.freelist(id)?,

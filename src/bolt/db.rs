@@ -28,6 +28,9 @@ pub enum Item {
     Bucket,
 }
 
+/// A key of a bucket, and what is there.
+pub type Entry = (Vec<u8>, Item);
+
 /// An open database. One process, one transaction at a time.
 pub struct Db {
     storage: Box<dyn Storage>,
@@ -82,7 +85,7 @@ impl Db {
             file.extend(encode_freelist(2, &[], 1, PAGE_SIZE));
         }
         file.extend(Header::encode(root, Kind::Leaf, 0, 0));
-        file.resize((root as usize + 1) * PAGE_SIZE, 0);
+        file.resize(file.len().next_multiple_of(PAGE_SIZE), 0);
         storage.set_len(file.len() as u64).map_err(Error::io("growing"))?;
         storage.write_at(&file, 0).map_err(Error::io("writing"))?;
         Ok(Self { storage, state: State { meta, free: FreeRuns::default(), poisoned: false } })
@@ -112,7 +115,7 @@ impl Db {
 fn verify(storage: &dyn Storage) -> Result<(Meta, Report, FreeRuns)> {
     let meta = newest_meta(storage)?;
     let has = storage.len().map_err(Error::io("measuring"))?;
-    let needs = meta.high_water.checked_mul(meta.page_size as u64).unwrap_or(u64::MAX);
+    let needs = meta.high_water.saturating_mul(meta.page_size as u64);
     if has < needs || meta.high_water < 3 {
         return Err(Error::Damaged(Problem::Truncated { has, needs }));
     }
@@ -176,7 +179,7 @@ impl Tx<'_> {
     ///
     /// # Errors
     /// As [`Tx::get`].
-    pub fn list(&self, path: &[&[u8]]) -> Result<Option<Vec<(Vec<u8>, Item)>>> {
+    pub fn list(&self, path: &[&[u8]]) -> Result<Option<Vec<Entry>>> {
         let pages = self.pager.pages();
         self.read(path, &mut |bucket| {
             let Some(bucket) = bucket else { return Ok(None) };
@@ -274,11 +277,11 @@ impl Tx<'_> {
             return Ok(false);
         }
         let (bucket, pager) = self.bucket_mut(path)?;
-        let entries = bucket.leaf_mut(key, pager)?;
-        if let Ok(i) = entries.binary_search_by(|e| e.key.as_slice().cmp(key))
-            && let Value::Bucket(bucket) = entries.remove(i).value
+        let leaf = bucket.leaf_mut(key, pager)?;
+        if let Ok(i) = leaf.binary_search_by(|e| e.key.as_slice().cmp(key))
+            && let Value::Bucket(removed) = leaf.remove(i).value
         {
-            bucket.free(pager)?;
+            removed.free(pager)?;
         }
         Ok(true)
     }
@@ -326,7 +329,6 @@ impl Tx<'_> {
     fn read<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<&Bucket>) -> Result<R>) -> Result<R> {
         descend(&self.root, path, &self.pager.pages(), f)
     }
-
 }
 
 impl<'db> Tx<'db> {
@@ -364,7 +366,12 @@ fn check_key(key: &[u8]) -> Result<()> {
     }
 }
 
-fn descend<R>(bucket: &Bucket, path: &[&[u8]], pages: &Pages<'_>, f: &mut dyn FnMut(Option<&Bucket>) -> Result<R>) -> Result<R> {
+fn descend<R>(
+    bucket: &Bucket,
+    path: &[&[u8]],
+    pages: &Pages<'_>,
+    f: &mut dyn FnMut(Option<&Bucket>) -> Result<R>,
+) -> Result<R> {
     let Some((key, rest)) = path.split_first() else { return f(Some(bucket)) };
     bucket.find(key, pages, &mut |value| match value {
         None => f(None),

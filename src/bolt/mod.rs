@@ -26,7 +26,7 @@ mod page;
 mod storage;
 
 pub use check::{Problem, Report};
-pub use db::{Db, FreelistForm, Item, Tx};
+pub use db::{Db, Entry, FreelistForm, Item, Tx};
 pub use storage::{FileStorage, Lock, MemStorage, Storage, lock_holder};
 
 use std::io;

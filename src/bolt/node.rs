@@ -112,7 +112,9 @@ impl Node {
                 for (i, entry) in entries.iter().enumerate() {
                     out.extend(pos(&data, i));
                     out.extend(word(entry.key.len()));
-                    let Child::Stored(child) = entry.child else { unreachable!("children are stored before their parent") };
+                    let Child::Stored(child) = entry.child else {
+                        unreachable!("children are stored before their parent")
+                    };
                     out.extend(child.to_le_bytes());
                     data.extend(&entry.key);
                 }

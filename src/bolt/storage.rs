@@ -46,11 +46,8 @@ impl FileStorage {
     /// # Errors
     /// [`Error::Locked`] at once when another process holds a conflicting lock; [`Error::Io`] otherwise.
     pub fn open(path: &Path, lock: Lock) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(lock == Lock::Exclusive)
-            .open(path)
-            .map_err(Error::io("opening"))?;
+        let file =
+            OpenOptions::new().read(true).write(lock == Lock::Exclusive).open(path).map_err(Error::io("opening"))?;
         Self::lock(file, lock)
     }
 
@@ -59,12 +56,8 @@ impl FileStorage {
     /// # Errors
     /// As [`FileStorage::open`]; also when the file exists.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map_err(Error::io("creating"))?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(Error::io("creating"))?;
         Self::lock(file, Lock::Exclusive)
     }
 

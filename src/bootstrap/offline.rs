@@ -58,7 +58,8 @@ pub fn bootstrap(store: &Store, meta: &mut MetaDb, namespace: &str, images: &[Im
     let changed = meta.write(|tx| {
         for image in images {
             for blob in &image.blobs {
-                let labels: Labels = blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
+                let labels: Labels =
+                    blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
                 let record = Blob {
                     digest: &blob.descriptor.digest,
                     size: blob.descriptor.size,

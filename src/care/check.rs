@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-use super::walk::{Walk, walk};
 use super::Result;
+use super::walk::{Walk, walk};
 use crate::bolt::Lock;
 use crate::content::{self, Entry, Stat, Store};
 use crate::metadata::{self, BlobRow, ImageRow, MetaDb, Snapshot, labels};
@@ -66,8 +66,8 @@ struct Records {
 }
 
 impl Checker {
-    fn note(&mut self, object: impl ToString, problem: impl ToString) {
-        self.report.findings.push(Finding { object: object.to_string(), problem: problem.to_string() });
+    fn note(&mut self, object: impl Into<String>, problem: impl Into<String>) {
+        self.report.findings.push(Finding { object: object.into(), problem: problem.into() });
     }
 
     fn files(&mut self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<()> {
@@ -76,7 +76,9 @@ impl Checker {
                 Entry::Blob(digest, stat) => {
                     self.files.insert(digest, stat);
                 }
-                Entry::Stranger(path) => self.note(path.display(), "is not a blob; containerd's garbage collection stops at it"),
+                Entry::Stranger(path) => {
+                    self.note(path.display().to_string(), "is not a blob; containerd's garbage collection stops at it");
+                }
             }
         }
         let blobs: Vec<(&Digest, &Stat)> = self.files.iter().collect();
@@ -105,7 +107,7 @@ impl Checker {
         }
         (self.report.blobs, self.report.bytes) = (blobs.len() as u64, total);
         for (digest, problem) in std::mem::take(&mut *lock(&bad)) {
-            self.note(digest, problem);
+            self.note(digest.to_string(), problem);
         }
         Ok(())
     }
@@ -122,7 +124,7 @@ impl Checker {
             return Ok(());
         };
         for problem in &structure.problems {
-            self.note("meta.db", problem);
+            self.note("meta.db", problem.to_string());
         }
         if structure.problems.iter().any(crate::bolt::Problem::is_fatal) {
             return Ok(());
@@ -179,18 +181,26 @@ impl Checker {
         for blob in records.blobs.values() {
             let object = format!("{namespace}/content/{}", blob.digest);
             match self.files.get(&blob.digest).map(|stat| stat.size) {
-                None => self.note(&object, "has a record and no file"),
-                Some(size) if size != blob.size => self.note(&object, format!("has {size} bytes; its record says {}", blob.size)),
+                None => self.note(object.as_str(), "has a record and no file"),
+                Some(size) if size != blob.size => {
+                    self.note(object.as_str(), format!("has {size} bytes; its record says {}", blob.size));
+                }
                 Some(_) => {}
             }
             for (key, value) in &blob.labels {
                 if key.len() + value.len() > labels::MAX_LABEL {
-                    self.note(&object, format!("has a label {key:?} so long that containerd refuses every update of the record"));
+                    self.note(
+                        &object,
+                        format!("has a label {key:?} so long that containerd refuses every update of the record"),
+                    );
                 }
                 if let Some(snapshotter) = key.strip_prefix(labels::GC_REF_SNAPSHOT) {
                     let snapshotter = snapshotter.split(['.', '/']).next().unwrap_or_default();
                     if !exists(snapshotter, value) {
-                        self.note(&object, format!("refers to a snapshot that does not exist: {value} of {snapshotter}"));
+                        self.note(
+                            &object,
+                            format!("refers to a snapshot that does not exist: {value} of {snapshotter}"),
+                        );
                     }
                 }
             }
@@ -206,10 +216,10 @@ impl Checker {
     fn image(&mut self, namespace: &str, image: &ImageRow, records: &Records) {
         let object = format!("{namespace}/images/{}", image.name);
         match walk(&self.store, &image.target, &|digest| records.blobs.contains_key(digest)) {
-            Err(error) => self.note(&object, crate::bake::chain(&error)),
+            Err(error) => self.note(object.as_str(), crate::bake::chain(&error)),
             Ok(walk) => {
                 for problem in self.tree(&image.target, &walk, records) {
-                    self.note(&object, problem);
+                    self.note(object.as_str(), problem);
                 }
             }
         }
@@ -222,9 +232,11 @@ impl Checker {
         if !recorded(&target.digest) {
             problems.push(format!("its target {} has no record", target.digest));
         }
-        let unpacked = walk.manifest.as_ref().and_then(|manifest| records.blobs.get(&manifest.config.digest)).is_some_and(|config| {
-            config.labels.keys().any(|key| key.starts_with(labels::GC_REF_SNAPSHOT))
-        });
+        let unpacked = walk
+            .manifest
+            .as_ref()
+            .and_then(|manifest| records.blobs.get(&manifest.config.digest))
+            .is_some_and(|config| config.labels.keys().any(|key| key.starts_with(labels::GC_REF_SNAPSHOT)));
         for (document, children) in &walk.documents {
             let held: HashSet<&str> = records
                 .blobs
@@ -242,7 +254,7 @@ impl Checker {
                     continue;
                 }
                 let layer = media_type::is_layer(&child.media_type);
-                let needed = !media_type::is_index(&document.media_type) && !(layer && unpacked);
+                let needed = !media_type::is_index(&document.media_type) && (!layer || !unpacked);
                 if needed && self.files.contains_key(&child.digest) {
                     problems.push(format!("{} has no record", child.digest));
                 } else if needed {

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
-use super::walk::walk;
 use super::Result;
+use super::walk::walk;
 use crate::bolt::Lock;
 use crate::content::Store;
 use crate::metadata::{self, MetaDb, labels};
@@ -45,7 +45,8 @@ pub fn images(root: &Root, namespace: Option<&str>) -> Result<Vec<ListedImage>> 
         };
         let mut listed = Vec::new();
         for namespace in namespaces {
-            let blobs: HashSet<Digest> = metadata::blobs(tx, &namespace)?.into_iter().flatten().map(|blob| blob.digest).collect();
+            let blobs: HashSet<Digest> =
+                metadata::blobs(tx, &namespace)?.into_iter().flatten().map(|blob| blob.digest).collect();
             for image in metadata::images(tx, &namespace)? {
                 listed.push(row(&store, &namespace, image?, &blobs));
             }

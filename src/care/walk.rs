@@ -39,7 +39,8 @@ pub(super) fn walk(store: &Store, target: &Descriptor, recorded: &dyn Fn(&Digest
             return Err(WalkError::Missing(at.digest));
         }
         let bytes = store.read(&at.digest, MAX_DOCUMENT)?;
-        let (document, _) = Document::parse(&bytes, &at.media_type).map_err(|e| WalkError::Document(at.digest.clone(), e))?;
+        let (document, _) =
+            Document::parse(&bytes, &at.media_type).map_err(|e| WalkError::Document(at.digest.clone(), e))?;
         let index = match document {
             Document::Manifest(manifest) => {
                 let children = std::iter::once(&manifest.config).chain(&manifest.layers).cloned().collect();

@@ -62,7 +62,9 @@ pub(super) struct FetchArgs {
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     let word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric());
     if text.len() > 76 || !text.split(['-', '_', '.']).all(word) || text == "version" {
-        return Err("a namespace has letters and digits, joined by single \"-\", \"_\" or \".\", at most 76 in all".to_owned());
+        return Err(
+            "a namespace has letters and digits, joined by single \"-\", \"_\" or \".\", at most 76 in all".to_owned()
+        );
     }
     Ok(text.to_owned())
 }
@@ -84,7 +86,10 @@ fn execute(args: FetchArgs, bootstrap: bool) -> Result<u8, Failed> {
         platform: args.platform.unwrap_or_else(Platform::host),
         pin: args.pin,
         concurrency: usize::from(args.concurrency.get()),
-        registry: Options { plain_http: args.plain_http, credentials: Credentials::from_docker_config().map_err(Failed::new)? },
+        registry: Options {
+            plain_http: args.plain_http,
+            credentials: Credentials::from_docker_config().map_err(Failed::new)?,
+        },
         bootstrap,
     };
     let (report, signal) = go(request, output)?;
@@ -163,7 +168,9 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
             .iter()
             .map(|outcome| match &outcome.failure {
                 None => json!({"image": outcome.name, "ok": true}),
-                Some(failure) => json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message}),
+                Some(failure) => {
+                    json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message})
+                }
             })
             .collect();
         output::say_json(&json!({"event": "summary", "images": images, "done": done, "failed": failed,

@@ -26,12 +26,15 @@ pub(super) struct BootstrapArgs {
 
 pub(super) fn run(args: &BootstrapArgs) -> Result<u8, Failed> {
     let listener = progress::listener(args.output);
-    let outcomes = prebake::bake::bootstrap(&args.root.existing()?, &args.namespace, &*listener).map_err(Failed::new)?;
+    let outcomes =
+        prebake::bake::bootstrap(&args.root.existing()?, &args.namespace, &*listener).map_err(Failed::new)?;
     drop(listener);
     if args.output.json {
         for outcome in &outcomes {
             let failure = outcome.failure.as_ref().map(|failure| &failure.message);
-            output::say_json(&json!({"event": "image", "image": outcome.name, "ok": failure.is_none(), "error": failure}));
+            output::say_json(
+                &json!({"event": "image", "image": outcome.name, "ok": failure.is_none(), "error": failure}),
+            );
         }
     } else {
         output::failures(&outcomes);

@@ -26,11 +26,11 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<u8, Failed> {
-    let bar = match !args.output.quiet && !args.output.json && std::io::stderr().is_terminal() {
-        true => ProgressBar::new(0),
-        false => ProgressBar::hidden(),
-    };
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}") {
+    let show_bar = !args.output.quiet && !args.output.json && std::io::stderr().is_terminal();
+    let bar = if show_bar { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) =
+        ProgressStyle::with_template("{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}")
+    {
         bar.set_style(style);
     }
     let report = care::check(&args.root.existing()?, &|done, total| {

@@ -33,7 +33,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     let output = OutputArgs { json: false, quiet: false };
     let spec = Spec::parse(DEMO).map_err(internal)?;
     let content = Content::build(&spec).map_err(internal)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(internal)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(internal)?;
     let server = runtime
         .block_on(Server::start(Arc::new(move |request| content.answer(request.method(), request.uri().path()))))
         .map_err(internal)?;
@@ -98,7 +99,10 @@ fn platform() -> Platform {
 
 /// Makes an empty folder; replaces an earlier demo, and nothing else.
 fn prepare(dir: &Path) -> Result<(), Failed> {
-    let failed = |error: std::io::Error| Failed { kind: Kind::from(&error), message: format!("preparing {} failed: {error}", dir.display()) };
+    let failed = |error: std::io::Error| Failed {
+        kind: Kind::from(&error),
+        message: format!("preparing {} failed: {error}", dir.display()),
+    };
     let empty = match fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
@@ -106,7 +110,10 @@ fn prepare(dir: &Path) -> Result<(), Failed> {
     };
     if !empty {
         if !dir.join(MARK).exists() {
-            return Err(Failed::usage(format!("{} is there and no earlier demo made it; name another folder", dir.display())));
+            return Err(Failed::usage(format!(
+                "{} is there and no earlier demo made it; name another folder",
+                dir.display()
+            )));
         }
         fs::remove_dir_all(dir).map_err(failed)?;
     }

@@ -70,10 +70,11 @@ impl RootArgs {
 
     /// The root of a command that only looks: one that is not there has nothing to show.
     fn existing(&self) -> Result<Root, Failed> {
-        match self.root.is_dir() {
-            true => Ok(self.root()),
-            false => Err(Failed { kind: Kind::NotFound, message: format!("there is no directory {}", self.root.display()) }),
+        if !self.root.is_dir() {
+            let message = format!("there is no directory {}", self.root.display());
+            return Err(Failed { kind: Kind::NotFound, message });
         }
+        Ok(self.root())
     }
 }
 

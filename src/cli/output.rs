@@ -58,7 +58,7 @@ pub(super) fn bytes(n: u64) -> String {
     if n < 1024 {
         return format!("{n} B");
     }
-    let power = (63 - n.leading_zeros()) / 10;
+    let power = n.ilog2() / 10;
     let unit = UNITS[power as usize - 1..].first().unwrap_or(&"PiB");
     // A tenth is exact enough for people.
     #[allow(clippy::cast_precision_loss)]
@@ -69,8 +69,9 @@ pub(super) fn bytes(n: u64) -> String {
 /// A table with its columns aligned.
 pub(super) fn table(rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> =
-        (0..columns).map(|c| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|c| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
     for row in rows {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         say(cells.join("  ").trim_end());
@@ -81,7 +82,14 @@ pub(super) fn table(rows: &[Vec<String>]) {
 mod tests {
     #[test]
     fn sizes_for_people() {
-        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (1_610_612_736, "1.5 GiB"), (1 << 50, "1.0 PiB")] {
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (1_610_612_736, "1.5 GiB"),
+            (1 << 50, "1.0 PiB"),
+        ] {
             assert_eq!(super::bytes(n), text);
         }
     }

@@ -81,8 +81,10 @@ impl Listener for Json {
     fn on(&self, event: &Event<'_>) {
         let mut meter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if meter.count(event) {
-            output::say_json(&json!({"event": "progress", "bytes": meter.present + meter.fetched, "total": meter.total,
-                "bytes_per_second": meter.rate(), "seconds_left": meter.seconds_left()}));
+            output::say_json(
+                &json!({"event": "progress", "bytes": meter.present + meter.fetched, "total": meter.total,
+                "bytes_per_second": meter.rate(), "seconds_left": meter.seconds_left()}),
+            );
         }
         if !matches!(event, Event::BlobProgress { .. } | Event::BlobAdded { .. }) {
             output::say_json(event);
@@ -135,7 +137,9 @@ impl Bars {
     fn new() -> Self {
         let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
-        total.set_style(style("total        {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"));
+        total.set_style(style(
+            "total        {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
+        ));
         total.enable_steady_tick(Duration::from_millis(200));
         Self { all, total, blobs: Mutex::default() }
     }

@@ -69,7 +69,7 @@ impl Store {
             fs::write(dir.join(name), text).map_err(error)?;
         }
         let data = OpenOptions::new().read(true).write(true).create_new(true).open(dir.join("data")).map_err(error)?;
-        Ok(Started::New(Ingest {
+        Ok(Started::New(Box::new(Ingest {
             files,
             data,
             hasher: Hasher::new(blob.digest.algorithm()),
@@ -77,7 +77,7 @@ impl Store {
             digest: blob.digest.clone(),
             size: blob.size,
             target,
-        }))
+        })))
     }
 }
 
@@ -85,7 +85,7 @@ impl Store {
 #[derive(Debug)]
 pub enum Started {
     /// Bytes are needed.
-    New(Ingest),
+    New(Box<Ingest>),
     /// An earlier run was ended between the last byte and the commit.
     Whole(VerifiedBlob),
 }

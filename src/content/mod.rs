@@ -156,7 +156,9 @@ impl Store {
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
         let path = self.path(digest);
         let mut bytes = Vec::new();
-        File::open(&path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(Error::io("reading", &path))?;
+        File::open(&path)
+            .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+            .map_err(Error::io("reading", &path))?;
         if bytes.len() as u64 > limit {
             return Err(Error::io("reading", &path)(io::Error::other(format!("it has more than {limit} bytes"))));
         }

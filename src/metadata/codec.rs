@@ -69,7 +69,13 @@ mod tests {
             assert_eq!(varint(n), bytes);
             assert_eq!(parse_varint(bytes), Some(n));
         }
-        for bad in [&[][..], &[0x80], &[0x06, 0x06], &[0xff; 10], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02]] {
+        for bad in [
+            &[][..],
+            &[0x80],
+            &[0x06, 0x06],
+            &[0xff; 10],
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],
+        ] {
             assert_eq!(parse_varint(bad), None, "{bad:?}");
         }
     }

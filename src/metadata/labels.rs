@@ -61,8 +61,16 @@ mod tests {
     #[test]
     fn children_are_counted_by_kind() {
         let child = |media_type: &str| Descriptor::new(media_type, Digest::of(media_type.as_bytes()), 1);
-        let all = [media_type::OCI_CONFIG, media_type::DOCKER_LAYER, "application/x", media_type::OCI_LAYER, "y", media_type::DOCKER_CONFIG];
-        let keys: Vec<String> = children(&all.map(child)).into_iter().map(|(key, _)| key.replace(GC_REF_CONTENT, "")).collect();
+        let all = [
+            media_type::OCI_CONFIG,
+            media_type::DOCKER_LAYER,
+            "application/x",
+            media_type::OCI_LAYER,
+            "y",
+            media_type::DOCKER_CONFIG,
+        ];
+        let keys: Vec<String> =
+            children(&all.map(child)).into_iter().map(|(key, _)| key.replace(GC_REF_CONTENT, "")).collect();
         assert_eq!(keys, [".config", ".l.0", ".0", ".l.1", ".1", ".config1"]);
     }
 

@@ -23,7 +23,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 
 pub use labels::Labels;
-pub use records::{Blob, BlobRow, Image, ImageRow, Snapshot, blobs, images, namespaces, put_blob, put_image, snapshots, version};
+pub use records::{
+    Blob, BlobRow, Image, ImageRow, Snapshot, blobs, images, namespaces, put_blob, put_image, snapshots, version,
+};
 
 use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx, lock_holder};
 use crate::root::{Root, RootError};
@@ -181,7 +183,9 @@ impl MetaDb {
 
     fn open(&mut self) -> Result<&mut Db> {
         if let State::Locked(_) = self.state {
-            let State::Locked(storage) = std::mem::replace(&mut self.state, State::Absent) else { unreachable!("locked") };
+            let State::Locked(storage) = std::mem::replace(&mut self.state, State::Absent) else {
+                unreachable!("locked")
+            };
             self.state = State::Open(Db::open(Box::new(storage)).map_err(|e| self.failed(e))?);
         }
         match &mut self.state {

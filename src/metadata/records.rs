@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 
 use super::{Error, Labels, Result, codec};
-use crate::bolt::{self, Item, Tx};
+use crate::bolt::{self, Entry, Item, Tx};
 use crate::oci::{Descriptor, Digest};
 
 const V1: &[u8] = b"v1";
@@ -209,7 +209,8 @@ fn image(tx: &Tx<'_>, namespace: &str, name: &[u8]) -> Result<Result<ImageRow>> 
         return Ok(Err(wrong(&path, "an image without a target, at which containerd exits")));
     }
     let digest = text(tx, &target, DIGEST)?.and_then(|text| text.parse().ok());
-    let size = bolt_get(tx, &target, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes)).and_then(|n| u64::try_from(n).ok());
+    let size =
+        bolt_get(tx, &target, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes)).and_then(|n| u64::try_from(n).ok());
     let (Some(digest), Some(size)) = (digest, size) else {
         return Ok(Err(wrong(&target, "a target without a valid digest and size")));
     };
@@ -236,7 +237,9 @@ pub fn blobs(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<BlobRow>>> {
             if item != Item::Bucket {
                 return Ok(Err(wrong(&path, "a plain key among the blobs")));
             }
-            let Ok(digest) = lossy(&key).parse::<Digest>() else { return Ok(Err(wrong(&path, "a blob whose key is no digest"))) };
+            let Ok(digest) = lossy(&key).parse::<Digest>() else {
+                return Ok(Err(wrong(&path, "a blob whose key is no digest")));
+            };
             let size = bolt_get(tx, &path, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes));
             let Some(size) = size.and_then(|n| u64::try_from(n).ok()) else {
                 return Ok(Err(wrong(&path, "a blob without a valid size")));
@@ -270,7 +273,7 @@ pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Snapshot>> {
 
 fn read_labels(tx: &Tx<'_>, path: &Path<'_>) -> Result<Labels> {
     let entries = bolt_list(tx, &[path, &[LABELS]].concat())?;
-    let pair = |(key, item): (Vec<u8>, Item)| match item {
+    let pair = |(key, item): Entry| match item {
         Item::Value(value) => Some((lossy(&key), lossy(&value))),
         Item::Bucket => None,
     };
@@ -301,7 +304,7 @@ fn bolt_put(tx: &mut Tx<'_>, path: &Path<'_>, key: &[u8], value: &[u8]) -> Resul
     tx.put(path, key, value).map_err(bolt_error)
 }
 
-fn bolt_list(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<(Vec<u8>, Item)>> {
+fn bolt_list(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Entry>> {
     Ok(tx.list(path).map_err(bolt_error)?.unwrap_or_default())
 }
 

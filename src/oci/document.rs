@@ -53,7 +53,8 @@ pub mod media_type {
 
     /// Whether it is a layer (containerd `images.IsLayerType`).
     pub fn is_layer(media_type: &str) -> bool {
-        let docker = media_type.split('+').next().and_then(|base| base.strip_prefix("application/vnd.docker.image.rootfs."));
+        let docker =
+            media_type.split('+').next().and_then(|base| base.strip_prefix("application/vnd.docker.image.rootfs."));
         media_type.starts_with("application/vnd.oci.image.layer.")
             || matches!(
                 docker,
@@ -153,7 +154,9 @@ pub enum DocumentError {
     #[error("it has parts of both an index and a manifest")]
     Ambiguous,
     /// Docker schema 1, which no containerd since 2.1 can use.
-    #[error("it is a Docker schema 1 manifest, which containerd no longer supports; push the image again with a current tool")]
+    #[error(
+        "it is a Docker schema 1 manifest, which containerd no longer supports; push the image again with a current tool"
+    )]
     Schema1,
     /// Something else.
     #[error("its media type {0:?} is neither an index nor a manifest")]
@@ -197,7 +200,12 @@ impl Document {
             (None, Some(_)) => media_type::OCI_MANIFEST,
             (None, None) => declared,
         };
-        let kind = [Some(declared), raw.media_type.as_deref()].into_iter().flatten().find(known).unwrap_or(by_shape).to_owned();
+        let kind = [Some(declared), raw.media_type.as_deref()]
+            .into_iter()
+            .flatten()
+            .find(known)
+            .unwrap_or(by_shape)
+            .to_owned();
         let entries = raw.manifests.as_ref().or(raw.layers.as_ref()).map_or(0, Vec::len);
         if entries > MAX_ENTRIES {
             return Err(DocumentError::TooManyEntries(entries));
@@ -271,7 +279,10 @@ mod tests {
         let disguised = format!(r#"{{"config":{DESCRIPTOR}}}"#);
         assert!(matches!(Document::parse(disguised.as_bytes(), media_type::OCI_INDEX), Err(DocumentError::Ambiguous)));
         assert!(matches!(Document::parse(br#"{"schemaVersion":1}"#, ""), Err(DocumentError::Schema1)));
-        assert!(matches!(Document::parse(br#"{"schemaVersion":2}"#, media_type::OCI_MANIFEST), Err(DocumentError::Malformed { .. })));
+        assert!(matches!(
+            Document::parse(br#"{"schemaVersion":2}"#, media_type::OCI_MANIFEST),
+            Err(DocumentError::Malformed { .. })
+        ));
         assert!(matches!(Document::parse(b"<html>", media_type::OCI_MANIFEST), Err(DocumentError::Malformed { .. })));
         assert!(matches!(Document::parse(b"{}", "text/html"), Err(DocumentError::UnknownKind(_))));
         let negative = DESCRIPTOR.replace(":0}", ":-1}");

@@ -7,6 +7,8 @@ mod platform;
 mod reference;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
-pub use document::{Config, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT, MAX_ENTRIES, Manifest, media_type};
+pub use document::{
+    Config, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT, MAX_ENTRIES, Manifest, media_type,
+};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

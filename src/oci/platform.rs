@@ -31,8 +31,7 @@ impl Platform {
         let variant = variant.to_lowercase();
         let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
             ("i386", _) => ("386", ""),
-            ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
-            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("amd64" | "x86_64" | "x86-64", variant) => ("amd64", if variant == "v1" { "" } else { variant }),
             ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64", ""),
             ("aarch64", variant) => ("arm64", variant),
             ("armhf", _) => ("arm", "v7"),
@@ -67,7 +66,8 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let parts: Vec<&str> = text.split('/').collect();
-        let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        let word =
+            |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
         if !(2..=3).contains(&parts.len()) || !parts.iter().all(word) {
             return Err(PlatformError(text.to_owned()));
         }

@@ -100,7 +100,8 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let error = |byte: usize, what| ReferenceError { text: text.to_owned(), at: text[..byte].chars().count(), what };
+        let error =
+            |byte: usize, what| ReferenceError { text: text.to_owned(), at: text[..byte].chars().count(), what };
         if text.is_empty() {
             return Err(error(0, "it is empty"));
         }
@@ -114,9 +115,15 @@ impl FromStr for Reference {
             None => (text, None),
             Some((name, digest)) => {
                 let at = name.len() + 1;
-                (name, Some(digest.parse::<Digest>().map_err(|_| {
-                    error(at + bad_digest_at(digest), "a digest is sha256: and 64 lower-case hexadecimal digits, or sha512: and 128")
-                })?))
+                (
+                    name,
+                    Some(digest.parse::<Digest>().map_err(|_| {
+                        error(
+                            at + bad_digest_at(digest),
+                            "a digest is sha256: and 64 lower-case hexadecimal digits, or sha512: and 128",
+                        )
+                    })?),
+                )
             }
         };
         let (registry, path, path_at) = match name.split_once('/') {
@@ -161,7 +168,10 @@ fn bad_digest_at(digest: &str) -> usize {
     if !matches!(&digest[..hex_at], "sha256:" | "sha512:") {
         return 0;
     }
-    digest[hex_at..].bytes().position(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')).map_or(digest.len(), |at| hex_at + at)
+    digest[hex_at..]
+        .bytes()
+        .position(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        .map_or(digest.len(), |at| hex_at + at)
 }
 
 fn check_registry(registry: &str) -> Result<(), Wrong> {
@@ -226,13 +236,19 @@ fn check_repository(repository: &str) -> Result<(), Wrong> {
             let run = bytes[at..].iter().take_while(|b| !word(**b)).count();
             let separator = &part[at..at + run];
             if let Some(bad) = separator.bytes().position(|b| !b"._-".contains(&b)) {
-                return Err((start + at + bad, "a repository's name has lower-case letters, digits, \".\", \"_\", \"-\" and \"/\""));
+                return Err((
+                    start + at + bad,
+                    "a repository's name has lower-case letters, digits, \".\", \"_\", \"-\" and \"/\"",
+                ));
             }
             if at == 0 || at + run == bytes.len() {
                 return Err((start + at, "a part of a repository's name starts and ends with a letter or digit"));
             }
             if !(matches!(separator, "." | "_" | "__") || separator.bytes().all(|b| b == b'-')) {
-                return Err((start + at + 1, "letters or digits are parted by one \".\", one or two \"_\", or any number of \"-\""));
+                return Err((
+                    start + at + 1,
+                    "letters or digits are parted by one \".\", one or two \"_\", or any number of \"-\"",
+                ));
             }
             at += run;
         }

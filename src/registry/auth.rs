@@ -72,7 +72,12 @@ impl Auth {
     }
 
     /// Answers a 401 to a request that was signed with `refused`. `None` when there is nothing better to offer.
-    pub(super) async fn answer(&self, place: Place<'_>, refused: &Signature, headers: &HeaderMap) -> Result<Option<Signature>> {
+    pub(super) async fn answer(
+        &self,
+        place: Place<'_>,
+        refused: &Signature,
+        headers: &HeaderMap,
+    ) -> Result<Option<Signature>> {
         let slot = self.slot(place);
         let mut signature = slot.lock().await;
         if *signature != *refused {
@@ -104,21 +109,27 @@ impl Auth {
         };
         let protocol = if place.plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
         // A client keeps the first credentials it sees for a registry, so each exchange gets its own.
-        let client = oci_client::Client::try_from(ClientConfig { protocol, ..ClientConfig::default() }).map_err(error)?;
-        let reference =
-            oci_client::Reference::with_tag(place.registry.to_owned(), place.repository.to_owned(), "latest".to_owned());
+        let client =
+            oci_client::Client::try_from(ClientConfig { protocol, ..ClientConfig::default() }).map_err(error)?;
+        let reference = oci_client::Reference::with_tag(
+            place.registry.to_owned(),
+            place.repository.to_owned(),
+            "latest".to_owned(),
+        );
         let auth = match pair {
             Some((user, password)) => RegistryAuth::Basic(user.clone(), password.clone()),
             None => RegistryAuth::Anonymous,
         };
         match client.auth(&reference, &auth, RegistryOperation::Pull).await {
             Ok(Some(token)) => Ok(token),
-            Ok(None) | Err(oci_client::errors::OciDistributionError::AuthenticationFailure(_)) => Err(Error::Unauthorized {
-                registry: place.registry.to_owned(),
-                what: place.what.to_owned(),
-                who: self.who(place.registry),
-                detail: ": it gives no token".to_owned(),
-            }),
+            Ok(None) | Err(oci_client::errors::OciDistributionError::AuthenticationFailure(_)) => {
+                Err(Error::Unauthorized {
+                    registry: place.registry.to_owned(),
+                    what: place.what.to_owned(),
+                    who: self.who(place.registry),
+                    detail: ": it gives no token".to_owned(),
+                })
+            }
             Err(source) => Err(error(source)),
         }
     }
@@ -132,9 +143,8 @@ enum Scheme {
 /// The scheme of the challenge; Bearer where there is a choice.
 fn asked_for(headers: &HeaderMap) -> Option<Scheme> {
     let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-    let schemes: Vec<String> = challenges.filter_map(|c| c.split_whitespace().next().map(str::to_ascii_lowercase)).collect();
-    match schemes.iter().any(|scheme| scheme == "bearer") {
-        true => Some(Scheme::Bearer),
-        false => schemes.iter().any(|scheme| scheme == "basic").then_some(Scheme::Basic),
-    }
+    let schemes: Vec<String> =
+        challenges.filter_map(|c| c.split_whitespace().next().map(str::to_ascii_lowercase)).collect();
+    let has = |name| schemes.iter().any(|scheme| scheme == name);
+    has("bearer").then_some(Scheme::Bearer).or_else(|| has("basic").then_some(Scheme::Basic))
 }

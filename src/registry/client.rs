@@ -14,7 +14,7 @@ use crate::oci::{Digest, Reference, media_type};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may be silent.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR_BODY: u64 = 64 << 10;
 const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
@@ -191,5 +191,7 @@ async fn words(mut response: Response) -> String {
     let first = envelope.errors.into_iter().next();
     let text = first.map(|error| if error.message.is_empty() { format!("{:?}", error.code) } else { error.message });
     // Somebody else's words go to a terminal.
-    text.map_or(String::new(), |text| format!(": {}", text.chars().filter(|c| !c.is_control()).take(300).collect::<String>()))
+    text.map_or(String::new(), |text| {
+        format!(": {}", text.chars().filter(|c| !c.is_control()).take(300).collect::<String>())
+    })
 }

@@ -82,7 +82,10 @@ impl Credentials {
             let pair = match (entry.auth.filter(|auth| !auth.is_empty()), entry.username, entry.password) {
                 (Some(auth), ..) => {
                     let pair = decode(&auth);
-                    Some(pair.ok_or_else(|| CredentialsError::BadAuth { path: path.to_owned(), registry: registry.clone() })?)
+                    Some(pair.ok_or_else(|| CredentialsError::BadAuth {
+                        path: path.to_owned(),
+                        registry: registry.clone(),
+                    })?)
                 }
                 (None, Some(user), Some(password)) => Some((user, password)),
                 // Docker leaves empty entries for registries whose credentials a helper keeps.

@@ -44,7 +44,8 @@ fn push_debian(registry: &Registry, work: &Path) -> String {
     let config = json!({"architecture": arch.trim(), "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/bin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids}});
     let config = add(media_type::OCI_CONFIG, config.to_string().as_bytes(), None);
-    let manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers});
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers});
     add(media_type::OCI_MANIFEST, manifest.to_string().as_bytes(), Some("manifest.json"));
     let reference = format!("{}/real/debian:12", registry.name());
     registry.push_dir(&dir, &reference);
@@ -54,13 +55,20 @@ fn push_debian(registry: &Registry, work: &Path) -> String {
 /// What `prebake images --json` says, by name.
 fn listed(root: &Path) -> BTreeMap<String, Value> {
     let run = prebake(root, "images --json").expect(0);
-    run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).map(|row| (row["name"].as_str().unwrap().to_owned(), row)).collect()
+    run.stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|row| (row["name"].as_str().unwrap().to_owned(), row))
+        .collect()
 }
 
 /// `ctr`'s way to print a size, to the precision it prints.
 fn same_size(printed: &str, bytes: u64) -> bool {
     let (number, unit) = printed.split_once(' ').unwrap();
-    let factor = ["B", "KiB", "MiB", "GiB"].iter().position(|u| *u == unit).map(|power| 1024f64.powi(i32::try_from(power).unwrap()));
+    let factor = ["B", "KiB", "MiB", "GiB"]
+        .iter()
+        .position(|u| *u == unit)
+        .map(|power| 1024f64.powi(i32::try_from(power).unwrap()));
     #[allow(clippy::cast_precision_loss)]
     let exact = bytes as f64 / factor.unwrap();
     (number.parse::<f64>().unwrap() - exact).abs() <= 0.051
@@ -70,13 +78,20 @@ fn same_size(printed: &str, bytes: u64) -> bool {
 fn everything_is_there(containerd: &Containerd, images: &BTreeMap<String, Value>, blobs: &BTreeSet<String>) {
     // ctr images ls: REF TYPE DIGEST SIZE PLATFORMS LABELS
     let table = containerd.ctr("images ls");
-    let rows: BTreeMap<String, Vec<String>> =
-        table.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).map(|row| (row[0].clone(), row)).collect();
+    let rows: BTreeMap<String, Vec<String>> = table
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .map(|row| (row[0].clone(), row))
+        .collect();
     assert_eq!(rows.keys().collect::<Vec<_>>(), images.keys().collect::<Vec<_>>());
     for (name, image) in images {
         let row = &rows[name];
         assert_eq!(row[2], image["digest"].as_str().unwrap(), "{name}");
-        assert!(same_size(&format!("{} {}", row[3], row[4]), image["size"].as_u64().unwrap()), "{name}: {row:?} {image}");
+        assert!(
+            same_size(&format!("{} {}", row[3], row[4]), image["size"].as_u64().unwrap()),
+            "{name}: {row:?} {image}"
+        );
         assert!(row.last().unwrap().contains("io.cri-containerd.image=managed"), "{row:?}");
     }
     // ctr images check: REF TYPE DIGEST STATUS (n/n) SIZE/SIZE UNPACKED
@@ -88,7 +103,9 @@ fn everything_is_there(containerd: &Containerd, images: &BTreeMap<String, Value>
     for image in images.values() {
         let name = image["name"].as_str().unwrap();
         let found = cri.iter().any(|known| {
-            known.id == name || known.tags.iter().any(|tag| tag == name) || known.digests.iter().any(|digest| digest == name)
+            known.id == name
+                || known.tags.iter().any(|tag| tag == name)
+                || known.digests.iter().any(|digest| digest == name)
         });
         assert!(found, "CRI does not list {name}: {cri:#?}");
     }
@@ -98,7 +115,8 @@ fn everything_is_there(containerd: &Containerd, images: &BTreeMap<String, Value>
         assert_eq!(known.tags.len(), 1, "{known:?}");
         assert_eq!(known.digests.len(), 1, "{known:?}");
     }
-    let content: BTreeSet<String> = containerd.ctr("content ls -q").lines().map(|line| line.trim_start_matches("sha256:").to_owned()).collect();
+    let content: BTreeSet<String> =
+        containerd.ctr("content ls -q").lines().map(|line| line.trim_start_matches("sha256:").to_owned()).collect();
     assert_eq!(content, *blobs);
 }
 
@@ -125,7 +143,10 @@ fn three_releases_start_on_a_baked_root() {
             let output = containerd.ctr(&format!("run --rm {}/demo/{name}:1.0 {name}", registry.name()));
             assert_eq!(output.trim(), LINE, "{release} {name}");
         }
-        let output = run(containerd.ctr_command().args(["run", "--rm", &format!("{}/real/debian:12", registry.name()), "real"]).args(["cat", "/etc/debian_version"]));
+        let output = run(containerd
+            .ctr_command()
+            .args(["run", "--rm", &format!("{}/real/debian:12", registry.name()), "real"])
+            .args(["cat", "/etc/debian_version"]));
         assert!(output.starts_with("12."), "{release}: {output}");
         containerd.collect_garbage();
         everything_is_there(&containerd, &images, &all);
@@ -153,10 +174,9 @@ fn exports(containerd: &Containerd, registry: &Registry, images: &BTreeMap<Strin
         assert_eq!(index["manifests"][0]["digest"], images[&reference]["digest"], "{name}");
         let copied = work.join("copied");
         let _ = fs::remove_dir_all(&copied);
-        run(Command::new("skopeo").args(["copy", "--quiet", "--preserve-digests"]).args([
-            format!("oci:{}", layout.display()),
-            format!("dir:{}", copied.display()),
-        ]));
+        run(Command::new("skopeo")
+            .args(["copy", "--quiet", "--preserve-digests"])
+            .args([format!("oci:{}", layout.display()), format!("dir:{}", copied.display())]));
         let manifest = run(Command::new("skopeo").args(["manifest-digest"]).arg(copied.join("manifest.json")));
         let blob: PathBuf = layout.join("blobs/sha256").join(manifest.trim().trim_start_matches("sha256:"));
         assert!(blob.exists(), "{name}: {manifest}");
@@ -176,7 +196,8 @@ fn the_same_blobs_and_records_as_a_cri_pull() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::start(dir.path());
     let content = demo();
-    let mut references: Vec<String> = registry.push(&content).into_iter().filter(|reference| !reference.contains("/chart:")).collect();
+    let mut references: Vec<String> =
+        registry.push(&content).into_iter().filter(|reference| !reference.contains("/chart:")).collect();
     // A pull by digest leaves no record by tag.
     let docker = &content.tags[&("demo/docker".to_owned(), "1.0".to_owned())];
     references.retain(|reference| !reference.contains("/docker:"));
@@ -189,16 +210,25 @@ fn the_same_blobs_and_records_as_a_cri_pull() {
             let work = dir.path().join(format!("{release}-{i}"));
             let pulled = work.join("root");
             let mut containerd = Containerd::start(release, &containerd_root(&pulled), &work);
-            cri::pull_image(&containerd.socket(), reference).unwrap_or_else(|error| panic!("{release}: {error}\n{}", containerd.log()));
+            cri::pull_image(&containerd.socket(), reference)
+                .unwrap_or_else(|error| panic!("{release}: {error}\n{}", containerd.log()));
             containerd.stop();
-            assert_eq!(blobs(&pulled).keys().collect::<Vec<_>>(), blobs(&baked).keys().collect::<Vec<_>>(), "{release} {reference}");
+            assert_eq!(
+                blobs(&pulled).keys().collect::<Vec<_>>(),
+                blobs(&baked).keys().collect::<Vec<_>>(),
+                "{release} {reference}"
+            );
             assert!(blobs(&pulled) == blobs(&baked), "{release} {reference}: blobs differ in their bytes");
             let compared = |root: &Path| -> Vec<String> {
-                records(root).into_iter().filter(|line| !line.starts_with("v1 > version") && !made_by_unpacking(line)).collect()
+                records(root)
+                    .into_iter()
+                    .filter(|line| !line.starts_with("v1 > version") && !made_by_unpacking(line))
+                    .collect()
             };
             let (ours, theirs) = (compared(&baked), compared(&pulled));
             assert!(ours.len() > 20);
-            let only = |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
+            let only =
+                |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
             let (ours, theirs) = (only(&ours, &theirs), only(&theirs, &ours));
             assert!(ours.is_empty() && theirs.is_empty(), "{release}: only ours: {ours:#?}\nonly theirs: {theirs:#?}");
         }

@@ -110,8 +110,14 @@ fn we_read_and_continue_what_bbolt_writes() {
         assert_eq!(oracle.check(&file), Ok(()), "seed {seed}");
         assert!(oracle.dump(&file) == model.dump(), "seed {seed}: bbolt reads something else after our commits");
         // and bbolt goes on with what we wrote: it deletes everything
-        let everything: String = model.dump().lines().filter(|l| l.starts_with("b ")).map(|l| l.split(' ').nth(1).unwrap())
-            .filter(|path| !path.contains('/')).map(|path| format!("D {path}\n")).collect();
+        let everything: String = model
+            .dump()
+            .lines()
+            .filter(|l| l.starts_with("b "))
+            .map(|l| l.split(' ').nth(1).unwrap())
+            .filter(|path| !path.contains('/'))
+            .map(|path| format!("D {path}\n"))
+            .collect();
         std::fs::write(&script, everything).unwrap();
         oracle.ask(&format!("build {} {}", file.display(), script.display())).unwrap();
         assert_eq!(oracle.check(&file), Ok(()), "seed {seed}, emptied");

@@ -17,7 +17,8 @@ pub struct Image {
 
 pub fn list_images(socket: &Path) -> Vec<Image> {
     let answer = call(socket, "/runtime.v1.ImageService/ListImages", &[]).unwrap();
-    let mut images: Vec<Image> = fields(&answer).filter(|(field, _)| *field == 1).map(|(_, value)| image(value.bytes())).collect();
+    let mut images: Vec<Image> =
+        fields(&answer).filter(|(field, _)| *field == 1).map(|(_, value)| image(value.bytes())).collect();
     images.sort();
     images
 }
@@ -138,7 +139,8 @@ fn call(socket: &Path, method: &str, message: &[u8]) -> Result<Vec<u8>, String> 
             answer.extend(chunk);
         }
         let trailers = response.body_mut().trailers().await.unwrap().unwrap_or_default();
-        let header = |name: &str| trailers.get(name).or(response.headers().get(name)).map(|v| v.to_str().unwrap().to_owned());
+        let header =
+            |name: &str| trailers.get(name).or(response.headers().get(name)).map(|v| v.to_str().unwrap().to_owned());
         match header("grpc-status").as_deref() {
             Some("0") => Ok(answer.split_off(5)),
             _ => Err(header("grpc-message").unwrap_or_default()),

@@ -120,10 +120,9 @@ impl Registry {
 
     /// Pushes a `dir:` layout.
     pub fn push_dir(&self, dir: &Path, reference: &str) {
-        run(Command::new("skopeo").args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"]).args([
-            format!("dir:{}", dir.display()),
-            format!("docker://{reference}"),
-        ]));
+        run(Command::new("skopeo")
+            .args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"])
+            .args([format!("dir:{}", dir.display()), format!("docker://{reference}")]));
     }
 }
 
@@ -170,7 +169,12 @@ impl Containerd {
         .unwrap();
         let log = self.work.join("log");
         let file = File::create(&log).unwrap();
-        let path = format!("{}:{}:{}", self.bin("").display(), dir().join("runc/usr/sbin").display(), std::env::var("PATH").unwrap());
+        let path = format!(
+            "{}:{}:{}",
+            self.bin("").display(),
+            dir().join("runc/usr/sbin").display(),
+            std::env::var("PATH").unwrap()
+        );
         let daemon = Command::new(self.bin("containerd"))
             .arg("--config")
             .arg(&config)
@@ -180,7 +184,10 @@ impl Containerd {
             .spawn()
             .unwrap();
         self.daemon = Some(Daemon(daemon));
-        wait_for("containerd", &log, || self.try_ctr("version").status.success() && fs::read_to_string(&log).unwrap().contains("containerd successfully booted"));
+        wait_for("containerd", &log, || {
+            self.try_ctr("version").status.success()
+                && fs::read_to_string(&log).unwrap().contains("containerd successfully booted")
+        });
     }
 
     /// Ends it and waits.

@@ -33,7 +33,8 @@ fn bake(root: &Path, config: &Path, reference: &str) -> Run {
 #[test]
 fn basic() {
     let registry = TestRegistry::faulty(demo(), |request| {
-        (header(request, "authorization") != BASIC).then(|| respond(401, &[("www-authenticate", "Basic realm=\"r\"")], full("")))
+        (header(request, "authorization") != BASIC)
+            .then(|| respond(401, &[("www-authenticate", "Basic realm=\"r\"")], full("")))
     });
     let (root, docker) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let reference = registry.reference("demo/hello:1.0");
@@ -55,7 +56,11 @@ fn bearer_tokens_are_exchanged_once_and_renewed() {
             if header(request, "authorization") != BASIC {
                 return Some(text(401, "{}"));
             }
-            assert!(request.uri().query().unwrap().contains("scope=repository%3Ademo%2Fhello%3Apull"), "{:?}", request.uri());
+            assert!(
+                request.uri().query().unwrap().contains("scope=repository%3Ademo%2Fhello%3Apull"),
+                "{:?}",
+                request.uri()
+            );
             used.store(0, Ordering::SeqCst);
             let n = count.fetch_add(1, Ordering::SeqCst) + 1;
             return Some(text(200, &format!(r#"{{"token":"t{n}"}}"#)));

@@ -16,7 +16,10 @@ const AMD64: &str = "--platform linux/amd64";
 
 fn names(root: &Path, arguments: &str) -> Vec<String> {
     let run = prebake(root, &format!("images --json {arguments}")).expect(0);
-    run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].as_str().unwrap().to_owned()).collect()
+    run.stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn all(registry: &TestRegistry) -> String {
@@ -106,7 +109,11 @@ fn fetch_and_bootstrap_are_bake() {
 fn bootstrap_lists_nothing_that_is_not_whole() {
     let registry = TestRegistry::start(demo());
     let root = tempfile::tempdir().unwrap();
-    prebake(root.path(), &format!("fetch {AMD64} {} {}", registry.reference("demo/hello:1.0"), registry.reference("demo/zstd:1.0"))).expect(0);
+    prebake(
+        root.path(),
+        &format!("fetch {AMD64} {} {}", registry.reference("demo/hello:1.0"), registry.reference("demo/zstd:1.0")),
+    )
+    .expect(0);
     let largest = blobs(root.path()).into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
     fs::remove_file(crate::support::prebake::blobs_dir(root.path()).join(&largest)).unwrap();
     let run = prebake(root.path(), "bootstrap").expect(1);
@@ -122,10 +129,11 @@ fn one_record_in_other_namespaces_and_pins() {
     let root = tempfile::tempdir().unwrap();
     let reference = registry.reference("demo/hello:1.0");
     prebake(root.path(), &format!("bake {AMD64} --namespace moby {reference}")).expect(0);
-    assert_eq!(names(root.path(), "--namespace moby"), [reference.clone()]);
+    assert_eq!(names(root.path(), "--namespace moby"), std::slice::from_ref(&reference));
     assert!(!records(root.path()).iter().any(|line| line.contains("io.cri-containerd")));
     prebake(root.path(), &format!("bake {AMD64} --pin {reference}")).expect(0);
-    let pinned = records(root.path()).into_iter().filter(|line| line.ends_with("io.cri-containerd.pinned = pinned")).count();
+    let pinned =
+        records(root.path()).into_iter().filter(|line| line.ends_with("io.cri-containerd.pinned = pinned")).count();
     assert_eq!(pinned, 3);
     assert!(prebake(root.path(), "images").expect(0).stdout.contains("yes"));
     assert_eq!(names(root.path(), "").len(), 4);
@@ -135,9 +143,16 @@ fn one_record_in_other_namespaces_and_pins() {
 fn lists_of_images() {
     let registry = TestRegistry::start(demo());
     let root = tempfile::tempdir().unwrap();
-    let list = format!("# a list\n\n{}  # the first\n  {}\n", registry.reference("demo/hello:1.0"), registry.reference("demo/zstd:1.0"));
+    let list = format!(
+        "# a list\n\n{}  # the first\n  {}\n",
+        registry.reference("demo/hello:1.0"),
+        registry.reference("demo/zstd:1.0")
+    );
     let mut run = command();
-    run.args(["bake", "--platform", "linux/amd64", "--file", "-", "--root"]).arg(root.path()).stdin(Stdio::piped()).stderr(Stdio::null());
+    run.args(["bake", "--platform", "linux/amd64", "--file", "-", "--root"])
+        .arg(root.path())
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null());
     let mut child = run.spawn().unwrap();
     child.stdin.take().unwrap().write_all(list.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
@@ -155,7 +170,8 @@ fn lists_of_images() {
 #[test]
 fn bad_arguments() {
     let root = tempfile::tempdir().unwrap();
-    for arguments in ["bake", "bake --platform linux a", "bake --namespace a--b a", "bake --concurrency 0 a", "bake A"] {
+    for arguments in ["bake", "bake --platform linux a", "bake --namespace a--b a", "bake --concurrency 0 a", "bake A"]
+    {
         prebake(root.path(), arguments).expect(2);
     }
     for command in ["images", "check", "bootstrap"] {
@@ -172,7 +188,13 @@ fn a_running_containerd_is_named_within_a_second() {
     prebake(root.path(), &format!("bake {AMD64} {reference}")).expect(0);
     let file = fs::File::open(meta_db(root.path())).unwrap();
     file.lock().unwrap();
-    for arguments in [format!("bake {AMD64} {reference}"), format!("fetch {AMD64} {reference}"), "bootstrap".into(), "check".into(), "images".into()] {
+    for arguments in [
+        format!("bake {AMD64} {reference}"),
+        format!("fetch {AMD64} {reference}"),
+        "bootstrap".into(),
+        "check".into(),
+        "images".into(),
+    ] {
         let started = Instant::now();
         let run = prebake(root.path(), &arguments).expect(5);
         assert!(started.elapsed() < Duration::from_secs(1));
@@ -196,16 +218,23 @@ fn another_prebake_keeps_this_one_out() {
 fn json_events_tell_the_whole_story() {
     let registry = TestRegistry::start(demo());
     let root = tempfile::tempdir().unwrap();
-    let run = prebake(root.path(), &format!("bake {AMD64} --json {} {}", registry.reference("demo/hello:1.0"), registry.reference("demo/no:1"))).expect(1);
+    let run = prebake(
+        root.path(),
+        &format!("bake {AMD64} --json {} {}", registry.reference("demo/hello:1.0"), registry.reference("demo/no:1")),
+    )
+    .expect(1);
     let events: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for kind in ["image_resolved", "blob_started", "blob_done", "image_fetched", "image_failed", "bootstrapped", "summary"] {
+    for kind in
+        ["image_resolved", "blob_started", "blob_done", "image_fetched", "image_failed", "bootstrapped", "summary"]
+    {
         assert!(events.iter().any(|event| event["event"] == kind), "no {kind} in {}", run.stdout);
     }
     let failed = events.iter().find(|event| event["event"] == "image_failed").unwrap();
     assert_eq!(failed["kind"], "not-found");
     assert_eq!(run.stderr, "");
     assert_eq!(run.last_json()["failed"], 1);
-    let quiet = prebake(root.path(), &format!("bake {AMD64} --quiet {}", registry.reference("demo/hello:1.0"))).expect(0);
+    let quiet =
+        prebake(root.path(), &format!("bake {AMD64} --quiet {}", registry.reference("demo/hello:1.0"))).expect(0);
     assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
 }
 
@@ -218,7 +247,10 @@ fn the_last_line_sums_up() {
     let arguments = format!("bake {AMD64} {}", registry.reference("a:1"));
     let run = prebake(root.path(), &arguments).expect(0);
     let last = run.stdout.lines().last().unwrap();
-    assert!(last.starts_with("1 images; 3 blobs, 1.9 MiB fetched, 0 B already there; ") && last.ends_with(" s"), "{last}");
+    assert!(
+        last.starts_with("1 images; 3 blobs, 1.9 MiB fetched, 0 B already there; ") && last.ends_with(" s"),
+        "{last}"
+    );
     let run = prebake(root.path(), &arguments).expect(0);
     assert!(run.stdout.contains("3 blobs, 0 B fetched, 1.9 MiB already there; "), "{}", run.stdout);
 }
@@ -234,7 +266,12 @@ fn a_containerd_root_elsewhere_and_a_damaged_blob() {
     prebake(root.path(), &format!("check {elsewhere}")).expect(0);
     // A blob that is damaged, and looks untouched to nobody but its mtime, is fetched again.
     let blobs = root.path().join("data/containerd/io.containerd.content.v1.content/blobs/sha256");
-    let (path, size) = fs::read_dir(&blobs).unwrap().map(|e| e.unwrap()).map(|e| (e.path(), e.metadata().unwrap().len())).max_by_key(|(_, size)| *size).unwrap();
+    let (path, size) = fs::read_dir(&blobs)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .map(|e| (e.path(), e.metadata().unwrap().len()))
+        .max_by_key(|(_, size)| *size)
+        .unwrap();
     fs::remove_file(&path).unwrap();
     fs::write(&path, vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
     prebake(root.path(), &format!("check {elsewhere}")).expect(6);

@@ -109,7 +109,12 @@ fn a_snapshot_that_does_not_exist() {
     let root = baked();
     let digest = format!("sha256:{}", blobs(root.path()).into_keys().next().unwrap());
     change(root.path(), |tx| {
-        tx.put(&[V1, K8S, b"content", b"blob", digest.as_bytes(), b"labels"], b"containerd.io/gc.ref.snapshot.overlayfs", b"sha256:x").unwrap();
+        tx.put(
+            &[V1, K8S, b"content", b"blob", digest.as_bytes(), b"labels"],
+            b"containerd.io/gc.ref.snapshot.overlayfs",
+            b"sha256:x",
+        )
+        .unwrap();
     });
     finds(root.path(), "snapshot that does not exist");
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use hyper::Response;
 use prebake::fixture::{Body, Content, full};
 use prebake::oci::{Descriptor, Digest, MAX_DOCUMENT, media_type};
-use hyper::Response;
 use serde_json::{Value, json};
 
 use crate::support::content::{build, demo};
@@ -29,8 +29,14 @@ fn layer_of(content: &Content) -> (String, Bytes) {
 }
 
 /// Bakes `app:1` from a registry that answers requests for `path_end` by `answer`.
-fn with_fault(root: &Path, content: Content, path_end: String, answer: impl Fn() -> Response<Body> + Send + Sync + 'static) -> (Run, TestRegistry) {
-    let registry = TestRegistry::faulty(content, move |request| request.uri().path().ends_with(&path_end).then(&answer));
+fn with_fault(
+    root: &Path,
+    content: Content,
+    path_end: String,
+    answer: impl Fn() -> Response<Body> + Send + Sync + 'static,
+) -> (Run, TestRegistry) {
+    let registry =
+        TestRegistry::faulty(content, move |request| request.uri().path().ends_with(&path_end).then(&answer));
     let run = prebake(root, &format!("{BAKE} {}", registry.reference("app:1")));
     (run, registry)
 }
@@ -85,7 +91,9 @@ fn an_endless_layer() {
 
 #[test]
 fn a_layer_whose_connection_breaks() {
-    bad_layer(1, "failed: ", |bytes| respond(200, &[("content-length", &bytes.len().to_string())], broken(bytes.slice(..5000))));
+    bad_layer(1, "failed: ", |bytes| {
+        respond(200, &[("content-length", &bytes.len().to_string())], broken(bytes.slice(..5000)))
+    });
 }
 
 #[test]
@@ -133,7 +141,9 @@ fn unauthorized() {
 
 #[test]
 fn garbage_instead_of_json() {
-    bad_target(6, "not a valid index or manifest", || respond(200, &[("content-type", media_type::OCI_MANIFEST)], full("<html>")));
+    bad_target(6, "not a valid index or manifest", || {
+        respond(200, &[("content-type", media_type::OCI_MANIFEST)], full("<html>"))
+    });
     bad_target(6, "neither an index nor a manifest", || respond(200, &[("content-type", "text/html")], full("{}")));
 }
 
@@ -173,7 +183,10 @@ fn index(content: &mut Content, entries: &[(&Descriptor, &str)]) -> Descriptor {
             entry
         })
         .collect();
-    content.add_json(media_type::OCI_INDEX, &json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries}))
+    content.add_json(
+        media_type::OCI_INDEX,
+        &json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries}),
+    )
 }
 
 /// Bakes `app:1` of documents that are what their digests say, and still wrong.
@@ -237,7 +250,8 @@ fn a_document_that_is_promised_to_be_huge() {
 fn a_config_of_another_platform_than_the_index_says() {
     bad_documents(6, &["the index says linux/amd64", "config says linux/arm64"], |content| {
         let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"arm64"}"#);
-        let manifest = content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
+        let manifest =
+            content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
         index(content, &[(&manifest, "linux/amd64")])
     });
 }
@@ -260,7 +274,8 @@ fn entries_without_a_platform_are_chosen_by_their_configs() {
     let content = documents(|content| {
         let fits = manifest_of(content);
         let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"arm64"}"#);
-        let other = content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
+        let other =
+            content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
         index(content, &[(&other, ""), (&fits, "")])
     });
     let root = tempfile::tempdir().unwrap();
@@ -273,7 +288,11 @@ fn entries_without_a_platform_are_chosen_by_their_configs() {
 fn the_others_complete_when_one_image_fails() {
     let registry = TestRegistry::start(demo());
     let root = tempfile::tempdir().unwrap();
-    let names = [registry.reference("demo/hello:1.0"), registry.reference("demo/nothing:1"), registry.reference("demo/zstd:1.0")];
+    let names = [
+        registry.reference("demo/hello:1.0"),
+        registry.reference("demo/nothing:1"),
+        registry.reference("demo/zstd:1.0"),
+    ];
     let run = prebake(root.path(), &format!("{BAKE} {}", names.join(" "))).expect(1);
     let last = run.stderr.lines().last().unwrap();
     assert!(last.starts_with(&format!("failed: {}: ", names[1])), "{last}");

@@ -50,9 +50,31 @@ const FENCES: [(&str, &[&str]); 14] = [
 
 /// Direct dependencies; a new one is a decision.
 const DEPENDENCIES: [&str; 25] = [
-    "base64", "bytes", "chrono", "clap", "flate2", "futures-util", "http-body-util", "hyper", "hyper-util", "indicatif",
-    "oci-client", "redb", "reqwest", "rustix", "rustls", "rustls-native-certs", "serde", "serde_json", "sha2", "tar",
-    "thiserror", "tokio", "toml", "zstd", "",
+    "base64",
+    "bytes",
+    "chrono",
+    "clap",
+    "flate2",
+    "futures-util",
+    "http-body-util",
+    "hyper",
+    "hyper-util",
+    "indicatif",
+    "oci-client",
+    "redb",
+    "reqwest",
+    "rustix",
+    "rustls",
+    "rustls-native-certs",
+    "serde",
+    "serde_json",
+    "sha2",
+    "tar",
+    "thiserror",
+    "tokio",
+    "toml",
+    "zstd",
+    "",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {
@@ -139,7 +161,8 @@ fn third_parties_stay_behind_their_fences() {
     for (path, text) in sources() {
         let (room, code) = (room(&path), code(&text));
         for (name, rooms) in FENCES {
-            let start = |at: usize| !code[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || "_:".contains(c));
+            let start =
+                |at: usize| !code[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || "_:".contains(c));
             let named = code.match_indices(&format!("{name}::")).any(|(at, _)| start(at));
             if named && !rooms.contains(&room.as_str()) {
                 wrong.push(format!("{} names {name}", path.display()));
@@ -181,7 +204,11 @@ fn files_can_be_held_in_the_head() {
 fn dependencies_are_on_the_list() {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let section = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
-    let names: BTreeSet<&str> = section.lines().filter(|l| !l.starts_with('#') && l.contains('=')).map(|l| l.split(' ').next().unwrap()).collect();
+    let names: BTreeSet<&str> = section
+        .lines()
+        .filter(|l| !l.starts_with('#') && l.contains('='))
+        .map(|l| l.split(' ').next().unwrap())
+        .collect();
     let listed: BTreeSet<&str> = DEPENDENCIES.into_iter().filter(|name| !name.is_empty()).collect();
     assert_eq!(names, listed);
 }

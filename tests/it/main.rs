@@ -1,5 +1,6 @@
 //! Hermetic tests: no network but loopback, no root, nothing installed.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(clippy::format_collect, clippy::needless_pass_by_value, reason = "no test is slow for it")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -11,3 +12,4 @@ mod check;
 mod faults;
 mod house_rules;
 mod interrupt;
+mod parsers;

@@ -124,7 +124,8 @@ pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
     let buckets: Vec<Vec<Vec<u8>>> = {
         let mut paths: Vec<Vec<Vec<u8>>> = Vec::new();
         for _ in 0..=rng.below(8) {
-            let mut path = if paths.is_empty() || rng.one_in(3) { Vec::new() } else { paths[rng.below(paths.len())].clone() };
+            let mut path =
+                if paths.is_empty() || rng.one_in(3) { Vec::new() } else { paths[rng.below(paths.len())].clone() };
             let long = rng.one_in(8);
             let size = 1 + rng.below(if long { 300 } else { 12 });
             path.push([b"B".to_vec(), rng.bytes(size)].concat());
@@ -147,7 +148,8 @@ pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
             ops.push(Op::Bucket(path.clone(), sequence));
         } else if deletes > 0 && rng.below(10) < deletes {
             let bucket = model.at(path).expect("bucket paths never meet values");
-            let keys: Vec<_> = bucket.entries.iter().filter(|(_, e)| matches!(e, Entry::Value(_))).map(|(k, _)| k.clone()).collect();
+            let keys: Vec<_> =
+                bucket.entries.iter().filter(|(_, e)| matches!(e, Entry::Value(_))).map(|(k, _)| k.clone()).collect();
             // Runs of deletes empty whole leaves.
             if keys.is_empty() {
                 ops.push(Op::Bucket(path.clone(), bucket.sequence));
@@ -172,7 +174,11 @@ pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
             key.extend(vec![b'x'; tail]);
             let size = rng.below(value_size + 1);
             let value = rng.bytes(size);
-            model.at(path).expect("bucket paths never meet values").entries.insert(key.clone(), Entry::Value(value.clone()));
+            model
+                .at(path)
+                .expect("bucket paths never meet values")
+                .entries
+                .insert(key.clone(), Entry::Value(value.clone()));
             ops.push(Op::Put(path.clone(), key, value));
         }
     }

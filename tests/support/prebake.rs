@@ -65,7 +65,10 @@ pub fn meta_db(root: &Path) -> PathBuf {
 /// Names and bytes of all blobs.
 pub fn blobs(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let Ok(entries) = fs::read_dir(blobs_dir(root)) else { return BTreeMap::new() };
-    entries.map(|entry| entry.unwrap()).map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+    entries
+        .map(|entry| entry.unwrap())
+        .map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap()))
+        .collect()
 }
 
 /// Every record of meta.db as a readable line, times aside.
@@ -74,7 +77,8 @@ pub fn records(root: &Path) -> Vec<String> {
     let mut db = Db::open(Box::new(FileStorage::open(&meta_db(root), Lock::Shared).unwrap())).unwrap();
     let dump = db.begin().unwrap().dump().unwrap();
     let text = |hex: &str| {
-        let bytes: Vec<u8> = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
         match String::from_utf8(bytes) {
             Ok(text) if !text.chars().any(char::is_control) => text,
             _ => format!("0x{hex}"),
@@ -85,7 +89,12 @@ pub fn records(root: &Path) -> Vec<String> {
         let path: Vec<String> = words[1].split('/').map(text).collect();
         match words[0] {
             "b" => format!("{} [{}]", path.join(" > "), words[2]),
-            _ => format!("{} > {} = {}", path.join(" > "), text(words[2]), if words[3] == "-" { String::new() } else { text(words[3]) }),
+            _ => format!(
+                "{} > {} = {}",
+                path.join(" > "),
+                text(words[2]),
+                if words[3] == "-" { String::new() } else { text(words[3]) }
+            ),
         }
     };
     dump.lines().map(line).filter(|line| !line.contains("> createdat = ") && !line.contains("> updatedat = ")).collect()

@@ -24,7 +24,10 @@ impl TestRegistry {
         Self::faulty(content, |_| None)
     }
 
-    pub fn faulty(content: Content, fault: impl Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync + 'static) -> Self {
+    pub fn faulty(
+        content: Content,
+        fault: impl Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync + 'static,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let log = asked.clone();
@@ -65,7 +68,8 @@ pub fn text(status: u16, body: &str) -> Response<Body> {
 
 /// Bytes in pieces of `chunk`, one every `pause`.
 pub fn slow(bytes: Bytes, chunk: usize, pause: Duration) -> Body {
-    let pieces: Vec<Bytes> = (0..bytes.len()).step_by(chunk).map(|at| bytes.slice(at..bytes.len().min(at + chunk))).collect();
+    let pieces: Vec<Bytes> =
+        (0..bytes.len()).step_by(chunk).map(|at| bytes.slice(at..bytes.len().min(at + chunk))).collect();
     let stream = futures_util::stream::iter(pieces).then(move |piece| async move {
         tokio::time::sleep(pause).await;
         Ok(Frame::data(piece))

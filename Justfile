@@ -1,0 +1,23 @@
+# Everything `.ci/run` runs
+check:
+    .ci/run
+
+# All tests, against the real peers too
+test:
+    tests/run
+
+# Fetching, side by side with skopeo and ctr; the table goes into benches/README.md
+bench-peers rounds="5":
+    benches/peers {{rounds}}
+
+# Real images from an embedded registry, into ./prebake-demo
+demo:
+    cargo run --release -- demo
+
+# Fuzz a parser: bolt, reference or document (needs nightly and cargo-fuzz)
+fuzz target="bolt" seconds="60":
+    cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -max_len=65536
+
+# Known vulnerabilities of dependencies (needs the advisory database)
+audit:
+    cargo deny check advisories

@@ -1,0 +1,46 @@
+//! Parsers meet any input; `tests/fuzz` looks deeper.
+
+use prebake::oci::{Config, Digest, Document, Platform, Reference, media_type};
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_reference_names_itself(text in "\\PC{0,80}|[a-zA-Z0-9:/@._\\[\\]-]{0,60}|[a-z.]{1,9}(:[0-9]{1,5})?(/[a-z0-9._-]{1,9}){1,3}(:[A-Za-z0-9._-]{1,9})?(@sha256:[0-9a-f]{64})?") {
+        match text.parse::<Reference>() {
+            Ok(reference) => {
+                let name = reference.to_string();
+                prop_assert_eq!(name.parse::<Reference>().unwrap().to_string(), name);
+            }
+            Err(error) => prop_assert!(error.to_string().contains("bad reference")),
+        }
+    }
+
+    #[test]
+    fn a_platform_names_itself(text in "[a-z0-9]{1,8}/[a-z0-9_]{1,8}(/v?[0-9]{1,2})?") {
+        let platform: Platform = text.parse().unwrap();
+        prop_assert_eq!(platform.to_string().parse::<Platform>().unwrap(), platform);
+    }
+
+    #[test]
+    fn documents_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), at in 0usize..200, with in any::<u8>()) {
+        let digest = Digest::of(b"");
+        let descriptor = format!(r#"{{"mediaType":"x","digest":"{digest}","size":5}}"#);
+        let mut manifest = format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[{descriptor},{descriptor}]}}"#).into_bytes();
+        manifest[at] = with;
+        for bytes in [&bytes, &manifest] {
+            for declared in media_type::DOCUMENTS.into_iter().chain([""]) {
+                let _ = Document::parse(bytes, declared);
+            }
+            let _ = Config::parse(bytes);
+        }
+    }
+
+    #[test]
+    fn a_digest_is_its_text(text in "(sha256|sha512|md5):[0-9a-fA-F]{0,130}") {
+        if let Ok(digest) = text.parse::<Digest>() {
+            prop_assert_eq!(digest.as_str(), text);
+        }
+    }
+}
