@@ -6,9 +6,12 @@
 //!   blobs   <digest>                       → JSON of BlobRecord: a file verified at this size and mtime
 //! ```
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Stat;
@@ -94,7 +97,16 @@ impl Catalog {
     /// [`Error::Busy`] when another prebake has it; [`Error::Redb`].
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let database = match redb::Builder::new().set_cache_size(CACHE).create(&path) {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            // A link could lead out of the root that is being baked.
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&path)
+            .map_err(|e| Error::Redb { path: path.clone(), source: Box::new(redb::Error::Io(e)) })?;
+        let database = match redb::Builder::new().set_cache_size(CACHE).create_file(file) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(Error::Busy(path)),
             Err(error) => return Err(Error::Redb { path, source: Box::new(error.into()) }),

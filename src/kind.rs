@@ -28,6 +28,20 @@ pub enum Kind {
     Io,
 }
 
+/// An error with all its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl From<&io::Error> for Kind {
     fn from(error: &io::Error) -> Self {
         match error.kind() {

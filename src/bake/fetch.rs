@@ -349,7 +349,7 @@ impl Shared {
             let came = Arc::new(AtomicU64::new(0));
             match self.transfer(reference, descriptor, &came).await {
                 Err(error) if is_passing(&error) && tries < TRIES => {
-                    let (lost, reason) = (came.load(Ordering::Relaxed), &super::chain(&error));
+                    let (lost, reason) = (came.load(Ordering::Relaxed), &crate::kind::chain(&error));
                     self.listener.on(&Event::BlobRetried { digest: &descriptor.digest, lost, reason });
                     tries += 1;
                 }

@@ -18,7 +18,7 @@ use crate::bolt::Lock;
 use crate::bootstrap::offline;
 use crate::catalog::{self, Catalog, ImageRecord};
 use crate::content::{self, Store};
-use crate::kind::Kind;
+use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::registry;
@@ -157,20 +157,6 @@ pub struct Totals {
     pub present_blobs: u64,
     /// Their bytes.
     pub present_bytes: u64,
-}
-
-/// An error with all its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Bakes, until done or until `cancel` resolves; finished blobs stay either way. Images fail one by one, in the report.

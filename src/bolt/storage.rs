@@ -3,9 +3,11 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::OFlags;
 
 use super::{Error, Result};
 
@@ -46,8 +48,13 @@ impl FileStorage {
     /// # Errors
     /// [`Error::Locked`] at once when another process holds a conflicting lock; [`Error::Io`] otherwise.
     pub fn open(path: &Path, lock: Lock) -> Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(lock == Lock::Exclusive).open(path).map_err(Error::io("opening"))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(lock == Lock::Exclusive)
+            // A link could lead out of the root that is being baked.
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+            .map_err(Error::io("opening"))?;
         Self::lock(file, lock)
     }
 

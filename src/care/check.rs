@@ -93,7 +93,7 @@ impl Checker {
                         match self.store.verify(digest) {
                             Ok(()) => {}
                             Err(error @ (content::Error::WrongDigest { .. } | content::Error::Io { .. })) => {
-                                lock(&bad).push(((*digest).clone(), crate::bake::chain(&error)));
+                                lock(&bad).push(((*digest).clone(), crate::kind::chain(&error)));
                             }
                             Err(error) => *lock(&failed) = Some(error),
                         }
@@ -116,7 +116,7 @@ impl Checker {
         let Some(structure) = (match meta.check() {
             Ok(structure) => structure,
             Err(error @ metadata::Error::Bolt { .. }) => {
-                self.note("meta.db", crate::bake::chain(&error));
+                self.note("meta.db", crate::kind::chain(&error));
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
@@ -216,7 +216,7 @@ impl Checker {
     fn image(&mut self, namespace: &str, image: &ImageRow, records: &Records) {
         let object = format!("{namespace}/images/{}", image.name);
         match walk(&self.store, &image.target, &|digest| records.blobs.contains_key(digest)) {
-            Err(error) => self.note(object.as_str(), crate::bake::chain(&error)),
+            Err(error) => self.note(object.as_str(), crate::kind::chain(&error)),
             Ok(walk) => {
                 for problem in self.tree(&image.target, &walk, records) {
                     self.note(object.as_str(), problem);

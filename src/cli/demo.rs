@@ -1,6 +1,7 @@
 //! `prebake demo`: the whole road, without a network.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,7 +37,10 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(internal)?;
     let server = runtime
-        .block_on(Server::start(Arc::new(move |request| content.answer(request.method(), request.uri().path()))))
+        .block_on(Server::start(
+            Ipv4Addr::LOCALHOST,
+            Arc::new(move |request| content.answer(request.method(), request.uri().path())),
+        ))
         .map_err(internal)?;
     let references: Vec<Reference> = spec
         .image
@@ -144,5 +148,5 @@ fn tree(dir: &Path, depth: usize) {
 }
 
 fn internal(error: impl std::error::Error) -> Failed {
-    Failed { kind: Kind::Io, message: format!("the demo failed: {}", prebake::bake::chain(&error)) }
+    Failed { kind: Kind::Io, message: format!("the demo failed: {}", prebake::kind::chain(&error)) }
 }

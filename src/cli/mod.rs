@@ -89,7 +89,7 @@ impl Failed {
     where
         for<'e> Kind: From<&'e E>,
     {
-        Self { kind: Kind::from(&error), message: prebake::bake::chain(&error) }
+        Self { kind: Kind::from(&error), message: prebake::kind::chain(&error) }
     }
 
     fn usage(message: impl Into<String>) -> Self {

@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
+use rustix::fs::OFlags;
 
 use super::{DIR_MODE, Error, READ_BUFFER, Result, Store};
 use crate::oci::{Descriptor, Digest, Hasher};
@@ -93,7 +94,11 @@ pub enum Started {
 /// The data of an earlier ingest of exactly this blob.
 fn whole(dir: &Path, blob: &Descriptor) -> Result<Option<File>> {
     let path = dir.join("data");
-    let Ok(mut data) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
+    let Ok(mut data) =
+        OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path)
+    else {
+        return Ok(None);
+    };
     let error = |e| Error::io("reading", &path)(e);
     if data.metadata().map_err(error)?.len() != blob.size {
         return Ok(None);

@@ -148,6 +148,8 @@ fn three_releases_start_on_a_baked_root() {
             .args(["run", "--rm", &format!("{}/real/debian:12", registry.name()), "real"])
             .args(["cat", "/etc/debian_version"]));
         assert!(output.starts_with("12."), "{release}: {output}");
+        let busy = prebake(&root, &format!("bake {}", references[0])).expect(5);
+        assert!(busy.stderr.contains("is locked by containerd (pid "), "{}", busy.stderr);
         containerd.collect_garbage();
         everything_is_there(&containerd, &images, &all);
         containerd.restart();
@@ -233,4 +235,64 @@ fn the_same_blobs_and_records_as_a_cri_pull() {
             assert!(ours.is_empty() && theirs.is_empty(), "{release}: only ours: {ours:#?}\nonly theirs: {theirs:#?}");
         }
     }
+}
+
+#[test]
+fn memory_stays_flat() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Registry::start(dir.path());
+    let reference = push_debian(&registry, dir.path());
+    let mut measured = Command::new("/usr/bin/time");
+    measured.args(["-f", "%M", env!("CARGO_BIN_EXE_prebake"), "bake", "--quiet", "--root"]);
+    let output = measured.arg(dir.path().join("root")).arg(&reference).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    let kib: u64 = stderr.trim().parse().unwrap();
+    assert!(kib <= 64 << 10, "{kib} KiB at the peak");
+}
+
+/// A small file system of its own, unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(path: PathBuf, options: &str) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "prebake-test"]).arg(&path));
+        Self(path)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_costs_nothing_and_the_next_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Registry::start(dir.path());
+    let references = registry.push(&demo());
+    let find = |name: &str| references.iter().find(|reference| reference.contains(name)).unwrap();
+    let root = Tmpfs::mount(dir.path().join("small"), "size=2m");
+    let hello = format!("bake {}", find("/hello:"));
+    prebake(&root.0, &hello).expect(0);
+    let before = records(&root.0);
+    // Its largest layer does not fit.
+    let run = prebake(&root.0, &format!("bake {}", find("/docker:"))).expect(7);
+    assert!(run.stderr.lines().last().unwrap().contains("No space left on device"), "{}", run.stderr);
+    prebake(&root.0, "check").expect(0);
+    assert_eq!(records(&root.0), before);
+    peers::run(Command::new("mount").args(["-o", "remount,size=16m"]).arg(&root.0));
+    prebake(&root.0, &format!("bake {}", find("/docker:"))).expect(0);
+    prebake(&root.0, "check").expect(0);
+}
+
+#[test]
+fn the_program_for_arm64_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("program");
+    fs::write(&file, ::prebake::fixture::program("arm64", LINE).unwrap()).unwrap();
+    run(Command::new("chmod").arg("755").arg(&file));
+    assert_eq!(run(Command::new("qemu-aarch64").arg(&file)).trim(), LINE);
 }

@@ -66,6 +66,46 @@ fn what_is_there_by_digest_needs_no_registry() {
 }
 
 #[test]
+fn a_registry_at_an_ipv6_address() {
+    let registry = TestRegistry::start_v6(demo());
+    let root = tempfile::tempdir().unwrap();
+    let reference = registry.reference("demo/hello:1.0");
+    assert!(reference.starts_with("[::1]:"));
+    prebake(root.path(), &format!("bake {AMD64} {reference}")).expect(0);
+    assert!(names(root.path(), "").contains(&reference));
+    assert!(
+        records(root.path()).iter().any(|line| line.ends_with("containerd.io/distribution.source.::1 = demo/hello"))
+    );
+}
+
+#[test]
+fn without_its_catalog_nothing_is_fetched_again() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    let arguments = format!("bake {AMD64} --json {}", all(&registry));
+    prebake(root.path(), &arguments).expect(0);
+    let database = fs::read(meta_db(root.path())).unwrap();
+    fs::remove_dir_all(root.path().join("var/lib/prebake")).unwrap();
+    let again = prebake(root.path(), &arguments).expect(0).last_json();
+    assert_eq!(again["fetched_bytes"], 0);
+    assert!(fs::read(meta_db(root.path())).unwrap() == database, "meta.db changed");
+}
+
+#[test]
+fn links_lead_nowhere_outside() {
+    let registry = TestRegistry::start(demo());
+    let arguments = format!("bake {AMD64} {}", registry.reference("demo/hello:1.0"));
+    let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    prebake(outside.path(), &arguments).expect(0);
+    let theirs = fs::read(meta_db(outside.path())).unwrap();
+    prebake(root.path(), &arguments).expect(0);
+    fs::remove_file(meta_db(root.path())).unwrap();
+    std::os::unix::fs::symlink(meta_db(outside.path()), meta_db(root.path())).unwrap();
+    prebake(root.path(), &format!("bake {AMD64} {}", registry.reference("demo/zstd:1.0"))).expect(1);
+    assert!(fs::read(meta_db(outside.path())).unwrap() == theirs, "a file outside the root was changed");
+}
+
+#[test]
 fn the_second_bake_merges() {
     let registry = TestRegistry::start(demo());
     let root = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("catalog", &["content", "oci"]),
         ("bootstrap", &["catalog", "content", "metadata", "oci"]),
         ("bake", &["bolt", "bootstrap", "catalog", "content", "kind", "metadata", "oci", "registry", "root"]),
-        ("care", &["bake", "bolt", "content", "metadata", "oci", "root"]),
+        ("care", &["bolt", "content", "kind", "metadata", "oci", "root"]),
         ("fixture", &["layer", "oci"]),
         ("kind", &["bake", "bolt", "bootstrap", "care", "catalog", "content", "metadata", "oci", "registry", "root"]),
         // The command line uses the library from outside.

@@ -1,5 +1,6 @@
 //! A registry on loopback that can misbehave, and remembers what it was asked.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,9 +10,6 @@ use futures_util::StreamExt;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
-
-/// What a registry does instead of answering properly, if anything.
-pub type Fault = dyn Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync;
 
 pub struct TestRegistry {
     server: Server,
@@ -24,7 +22,20 @@ impl TestRegistry {
         Self::faulty(content, |_| None)
     }
 
+    /// On `::1`.
+    pub fn start_v6(content: Content) -> Self {
+        Self::on(Ipv6Addr::LOCALHOST.into(), content, |_| None)
+    }
+
     pub fn faulty(
+        content: Content,
+        fault: impl Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::on(Ipv4Addr::LOCALHOST.into(), content, fault)
+    }
+
+    fn on(
+        loopback: IpAddr,
         content: Content,
         fault: impl Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync + 'static,
     ) -> Self {
@@ -35,7 +46,7 @@ impl TestRegistry {
             log.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
             fault(request).unwrap_or_else(|| content.answer(request.method(), request.uri().path()))
         };
-        let server = runtime.block_on(Server::start(Arc::new(handler))).unwrap();
+        let server = runtime.block_on(Server::start(loopback, Arc::new(handler))).unwrap();
         Self { server, asked, _runtime: runtime }
     }
 
