@@ -125,9 +125,11 @@ fn three_releases_start_on_a_baked_root() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::start(dir.path());
     let mut references = registry.push(&demo());
-    references.push(push_debian(&registry, dir.path()));
+    let debian = push_debian(&registry, dir.path());
     let baked = dir.path().join("baked");
     prebake(&baked, &format!("bake {}", references.join(" "))).expect(0);
+    prebake(&baked, &format!("bake --pin {debian}")).expect(0);
+    references.push(debian.clone());
     prebake(&baked, "check").expect(0);
     let images = listed(&baked);
     assert_eq!(images.len(), 3 * references.len());
@@ -150,6 +152,10 @@ fn three_releases_start_on_a_baked_root() {
         assert!(output.starts_with("12."), "{release}: {output}");
         let busy = prebake(&root, &format!("bake {}", references[0])).expect(5);
         assert!(busy.stderr.contains("is locked by containerd (pid "), "{}", busy.stderr);
+        // 1.6.20 knows no pins.
+        let pinned: Vec<String> =
+            cri::list_images(&containerd.socket()).into_iter().filter(|i| i.pinned).flat_map(|i| i.tags).collect();
+        assert_eq!(pinned, if release == "1.6.20" { vec![] } else { vec![debian.clone()] }, "{release}");
         containerd.collect_garbage();
         everything_is_there(&containerd, &images, &all);
         containerd.restart();

@@ -16,9 +16,9 @@ fn bases() -> Vec<Vec<u8>> {
             let mut db = Db::create(Box::new(memory.clone()), form).expect("made");
             for round in 0..3u8 {
                 let mut tx = db.begin().expect("begun");
-                for i in 0..120u8 {
+                for i in 0..40u8 {
                     let path: [&[u8]; 2] = [b"bucket", &[i % 7 + 1]];
-                    tx.put(&path, &[i, round], &vec![i; usize::from(i) * 11]).expect("put");
+                    tx.put(&path, &[i, round], &vec![i; usize::from(i) * 13]).expect("put");
                     tx.set_sequence(&path, u64::from(i)).expect("set");
                 }
                 tx.commit().expect("committed");
