@@ -39,16 +39,6 @@ impl Root {
         Self { path: path.into(), containerd: containerd.into() }
     }
 
-    /// The directory itself.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// containerd's state, as a path inside the root.
-    pub fn containerd_path(&self) -> &Path {
-        &self.containerd
-    }
-
     /// The directory of a containerd plugin, made where it is missing; `plugin` is relative to containerd's state.
     ///
     /// # Errors

@@ -140,16 +140,15 @@ fn load<'c>(child: &'c mut Child, pager: &mut Pager<'_>) -> Result<&'c mut Node>
     }
 }
 
+fn with_node<R>(child: &Child, pages: &Pages<'_>, f: impl FnOnce(&Node) -> Result<R>) -> Result<R> {
+    match child {
+        Child::Loaded(node) => f(node),
+        Child::Stored(id) => f(&pages.node(*id)?),
+    }
+}
+
 fn find<R>(child: &Child, key: &[u8], pages: &Pages<'_>, f: &mut dyn FnMut(Option<&Value>) -> Result<R>) -> Result<R> {
-    let stored;
-    let node = match child {
-        Child::Loaded(node) => node,
-        Child::Stored(id) => {
-            stored = pages.node(*id)?;
-            &stored
-        }
-    };
-    match node {
+    with_node(child, pages, |node| match node {
         Node::Branch(entries) => match entries.get(child_index(entries, key)) {
             Some(entry) => find(&entry.child, key, pages, f),
             None => f(None),
@@ -157,22 +156,14 @@ fn find<R>(child: &Child, key: &[u8], pages: &Pages<'_>, f: &mut dyn FnMut(Optio
         Node::Leaf(entries) => {
             f(entries.binary_search_by(|e| e.key.as_slice().cmp(key)).ok().map(|i| &entries[i].value))
         }
-    }
+    })
 }
 
 fn each(child: &Child, pages: &Pages<'_>, f: &mut dyn FnMut(&[u8], &Value) -> Result<()>) -> Result<()> {
-    let stored;
-    let node = match child {
-        Child::Loaded(node) => node,
-        Child::Stored(id) => {
-            stored = pages.node(*id)?;
-            &stored
-        }
-    };
-    match node {
+    with_node(child, pages, |node| match node {
         Node::Branch(entries) => entries.iter().try_for_each(|e| each(&e.child, pages, f)),
         Node::Leaf(entries) => entries.iter().try_for_each(|e| f(&e.key, &e.value)),
-    }
+    })
 }
 
 fn free(child: Child, pager: &mut Pager<'_>) -> Result<()> {

@@ -99,14 +99,6 @@ pub(super) fn init(tx: &mut Tx<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The schema version; `None` where containerd would run all its migrations.
-///
-/// # Errors
-/// [`Error::Bolt`].
-pub fn version(tx: &Tx<'_>) -> Result<Option<i64>> {
-    Ok(bolt_get(tx, &[V1], VERSION)?.and_then(|bytes| codec::parse_varint(&bytes)))
-}
-
 /// Writes an image. One that is there with this target and these labels is left alone.
 ///
 /// # Errors

@@ -74,14 +74,6 @@ impl Reference {
         self.digest.as_ref()
     }
 
-    /// The image name by tag, when the reference has no digest (CRI's repo tag).
-    pub fn tag_name(&self) -> Option<String> {
-        if self.digest.is_some() {
-            return None;
-        }
-        self.tag.as_ref().map(|tag| format!("{}/{}:{tag}", self.registry, self.repository))
-    }
-
     /// The image name by digest (CRI's repo digest).
     pub fn digest_name(&self, digest: &Digest) -> String {
         format!("{}/{}@{digest}", self.registry, self.repository)
