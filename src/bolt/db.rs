@@ -289,8 +289,7 @@ impl Tx<'_> {
     /// Makes the transaction durable; `false` when there was nothing to write.
     ///
     /// # Errors
-    /// [`Error::Io`]: the file holds the old state, or, if only the last sync failed, perhaps the new one. The
-    /// database must be opened again.
+    /// [`Error::Io`]: the file holds the old state, and must be opened again.
     pub fn commit(mut self) -> Result<bool> {
         if !self.dirty {
             return Ok(false);
@@ -316,9 +315,7 @@ impl Tx<'_> {
         };
         let Pager { storage, mut free, freed, .. } = self.pager;
         storage.sync().map_err(Error::io("syncing"))?;
-        let page = meta.encode(meta.slot());
-        storage.write_at(&page, meta.slot() * meta.page_size as u64).map_err(Error::io("writing"))?;
-        storage.sync().map_err(Error::io("syncing"))?;
+        write_meta(storage, &meta)?;
         for id in freed.ids() {
             free.add(id, 1);
         }
@@ -356,6 +353,18 @@ impl<'db> Tx<'db> {
         }
         Ok((bucket, &mut self.pager))
     }
+}
+
+/// Makes a new state the one that counts. When that fails, the page it was to take gets back what it had, so that an
+/// error leaves the old state; only a failure of that too leaves it open which of the two counts.
+fn write_meta(storage: &mut dyn Storage, meta: &Meta) -> Result<()> {
+    let offset = meta.slot() * meta.page_size as u64;
+    let mut before = vec![0; meta.page_size];
+    storage.read_at(&mut before, offset).map_err(Error::io("reading"))?;
+    let written = storage.write_at(&meta.encode(meta.slot()), offset).map_err(Error::io("writing"));
+    written.and_then(|()| storage.sync().map_err(Error::io("syncing"))).inspect_err(|_| {
+        let _ = storage.write_at(&before, offset).and_then(|()| storage.sync());
+    })
 }
 
 fn check_key(key: &[u8]) -> Result<()> {

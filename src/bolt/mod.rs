@@ -27,7 +27,7 @@ mod storage;
 
 pub use check::{Problem, Report};
 pub use db::{Db, Entry, FreelistForm, Item, Tx};
-pub use storage::{FileStorage, Lock, MemStorage, Storage, lock_holder};
+pub use storage::{CrashStorage, Fault, FileStorage, Lock, MemStorage, Storage, Unsynced, lock_holder};
 
 use std::io;
 

@@ -150,6 +150,183 @@ impl Storage for MemStorage {
     }
 }
 
+/// A database on a disk that loses power, fills up, or fails, at a chosen step. For tests of what survives.
+///
+/// Every write, change of length and sync is a step. Reads see what was written; the disk holds for certain only what was
+/// synced. Clones share the disk.
+#[derive(Debug, Clone, Default)]
+pub struct CrashStorage(Arc<Mutex<Crash>>);
+
+#[derive(Debug, Default)]
+struct Crash {
+    /// What the disk holds for certain.
+    durable: Vec<u8>,
+    /// What was asked of it since.
+    unsynced: Vec<Operation>,
+    /// What reads see.
+    seen: Vec<u8>,
+    steps: u64,
+    fault: Option<Fault>,
+    dead: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Write(usize, Vec<u8>),
+    Length(usize),
+}
+
+/// What happens at a step, counted from 0.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// Power goes while the step is under way; everything after it fails.
+    PowerCut(u64),
+    /// The step, and only it, fails with this error and does nothing.
+    Error(u64, io::ErrorKind),
+}
+
+/// What becomes of the writes that were not synced when power went.
+#[derive(Debug, Clone, Copy)]
+pub enum Unsynced {
+    /// None reached the disk.
+    Lost,
+    /// All did.
+    Kept,
+    /// Any of them did, in any order; drawn by the seed.
+    Reordered(u64),
+    /// Any of their sectors did, in any order; drawn by the seed.
+    Torn(u64),
+}
+
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR: usize = 512;
+
+impl CrashStorage {
+    /// A disk that holds `bytes`, on which `fault` happens.
+    pub fn new(bytes: Vec<u8>, fault: Option<Fault>) -> Self {
+        Self(Arc::new(Mutex::new(Crash { seen: bytes.clone(), durable: bytes, fault, ..Crash::default() })))
+    }
+
+    /// How many steps were taken.
+    pub fn steps(&self) -> u64 {
+        self.locked().steps
+    }
+
+    /// What a machine finds on the disk when power is back.
+    pub fn after(&self, unsynced: Unsynced) -> Vec<u8> {
+        let crash = self.locked();
+        let mut disk = crash.durable.clone();
+        let mut operations = crash.unsynced.clone();
+        let seed = match unsynced {
+            Unsynced::Lost => return disk,
+            Unsynced::Kept => {
+                operations.iter().for_each(|operation| operation.apply(&mut disk));
+                return disk;
+            }
+            Unsynced::Reordered(seed) => seed,
+            Unsynced::Torn(seed) => {
+                operations = operations.into_iter().flat_map(Operation::sectors).collect();
+                seed
+            }
+        };
+        let mut state = seed;
+        let mut draw = |n: usize| {
+            // Knuth's MMIX generator, its high bits.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        for i in (1..operations.len()).rev() {
+            operations.swap(i, draw(i + 1));
+        }
+        operations.iter().filter(|_| draw(2) == 0).for_each(|operation| operation.apply(&mut disk));
+        disk
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Crash> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Operation {
+    fn apply(&self, disk: &mut Vec<u8>) {
+        match self {
+            Self::Write(at, bytes) => {
+                // A write whose change of length was lost still lengthens the file.
+                if disk.len() < at + bytes.len() {
+                    disk.resize(at + bytes.len(), 0);
+                }
+                disk[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            Self::Length(len) => disk.resize(*len, 0),
+        }
+    }
+
+    fn sectors(self) -> Vec<Self> {
+        match self {
+            Self::Write(at, bytes) => bytes
+                .chunks(SECTOR)
+                .enumerate()
+                .map(|(i, sector)| Self::Write(at + i * SECTOR, sector.to_vec()))
+                .collect(),
+            length @ Self::Length(_) => vec![length],
+        }
+    }
+}
+
+impl Crash {
+    /// Takes a step, which does `operation`; `None` is a sync.
+    fn step(&mut self, operation: Option<Operation>) -> io::Result<()> {
+        if self.dead {
+            return Err(io::Error::other("the power is off"));
+        }
+        let step = self.steps;
+        self.steps += 1;
+        match self.fault {
+            Some(Fault::Error(at, kind)) if at == step => return Err(kind.into()),
+            Some(Fault::PowerCut(at)) if at == step => {
+                self.unsynced.extend(operation);
+                self.dead = true;
+                return Err(io::Error::other("the power went off"));
+            }
+            _ => {}
+        }
+        match operation {
+            Some(operation) => {
+                operation.apply(&mut self.seen);
+                self.unsynced.push(operation);
+            }
+            None => {
+                self.durable.clone_from(&self.seen);
+                self.unsynced.clear();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Storage for CrashStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.locked().seen.len() as u64)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let crash = self.locked();
+        buf.copy_from_slice(&crash.seen[range(&crash.seen, buf.len(), offset)?]);
+        Ok(())
+    }
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut crash = self.locked();
+        let range = range(&crash.seen, buf.len(), offset)?;
+        crash.step(Some(Operation::Write(range.start, buf.to_vec())))
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.locked().step(Some(Operation::Length(len)))
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.locked().step(None)
+    }
+}
+
 /// The process that holds a `flock` on `path`, as "name (pid N)", when the kernel tells (`/proc/locks`).
 pub fn lock_holder(path: &Path) -> Option<String> {
     let meta = std::fs::metadata(path).ok()?;

@@ -9,6 +9,7 @@ mod auth;
 mod bake;
 mod bolt;
 mod check;
+mod crash;
 mod faults;
 mod house_rules;
 mod interrupt;
