@@ -220,7 +220,9 @@ impl CrashStorage {
         let seed = match unsynced {
             Unsynced::Lost => return disk,
             Unsynced::Kept => {
-                operations.iter().for_each(|operation| operation.apply(&mut disk));
+                for operation in &operations {
+                    operation.apply(&mut disk);
+                }
                 return disk;
             }
             Unsynced::Reordered(seed) => seed,
@@ -290,15 +292,12 @@ impl Crash {
             }
             _ => {}
         }
-        match operation {
-            Some(operation) => {
-                operation.apply(&mut self.seen);
-                self.unsynced.push(operation);
-            }
-            None => {
-                self.durable.clone_from(&self.seen);
-                self.unsynced.clear();
-            }
+        if let Some(operation) = operation {
+            operation.apply(&mut self.seen);
+            self.unsynced.push(operation);
+        } else {
+            self.durable.clone_from(&self.seen);
+            self.unsynced.clear();
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //	check FILE            Tx.Check, then every branch page has at least two children
 //	dump FILE OUT         every bucket, key, value and sequence, as text
 //	build FILE SCRIPT     runs a script of operations with bbolt itself
+//	puts FILE N           the records of N images in one transaction, for benches/bolt.rs
 //
 // Dump and script lines: depth-first; "b PATH SEQUENCE" for a bucket, "k PATH KEY VALUE" for a key; "d PATH KEY" and
 // "D PATH" delete. Paths are hex keys joined by "/", "-" is the empty path or value. "c" in a script commits and goes on.
@@ -10,6 +11,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -44,6 +46,8 @@ func run(args []string) (answer string) {
 		err = dump(args[1], args[2])
 	case len(args) >= 3 && args[0] == "build":
 		err = build(args[1], args[2], args[3:])
+	case len(args) == 3 && args[0] == "puts":
+		err = puts(args[1], args[2])
 	default:
 		err = fmt.Errorf("unknown command %q", args)
 	}
@@ -222,4 +226,61 @@ func dec(s string) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// puts writes what prebake writes for that many images of six blobs each, in the order of the images.
+func puts(file, images string) error {
+	n, err := strconv.Atoi(images)
+	if err != nil {
+		return err
+	}
+	db, err := bolt.Open(file, 0644, &bolt.Options{NoFreelistSync: true})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	now := make([]byte, 15)
+	put := func(at parent, name string, values map[string]string) *bolt.Bucket {
+		b, err := at.CreateBucketIfNotExists([]byte(name))
+		if err != nil {
+			panic(err)
+		}
+		for k, v := range values {
+			if err := b.Put([]byte(k), []byte(v)); err != nil {
+				panic(err)
+			}
+		}
+		return b
+	}
+	return db.Update(func(tx *bolt.Tx) error {
+		ns := put(put(tx, "v1", nil), "k8s.io", nil)
+		blobs := put(put(ns, "content", nil), "blob", nil)
+		records := put(ns, "images", nil)
+		times := map[string]string{"createdat": string(now), "updatedat": string(now)}
+		for i := 0; i < n; i++ {
+			digest := func(part int) string {
+				return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(fmt.Sprint(i, part))))
+			}
+			name := fmt.Sprintf("registry.example/team%d/app%d", i%50, i)
+			for part := 0; part < 6; part++ {
+				labels := map[string]string{"containerd.io/distribution.source.registry.example": name}
+				if part == 0 {
+					labels["containerd.io/gc.ref.content.config"] = digest(1)
+					for l := 0; l < 4; l++ {
+						labels[fmt.Sprint("containerd.io/gc.ref.content.l.", l)] = digest(2 + l)
+					}
+				}
+				b := put(blobs, digest(part), times)
+				b.Put([]byte("size"), []byte{2})
+				put(b, "labels", labels)
+			}
+			for _, key := range []string{name + ":1.0", name + "@" + digest(0), digest(1)} {
+				b := put(records, key, times)
+				put(b, "labels", map[string]string{"io.cri-containerd.image": "managed"})
+				put(b, "target", map[string]string{"digest": digest(0), "size": string([]byte{2}),
+					"mediatype": "application/vnd.oci.image.manifest.v1+json"})
+			}
+		}
+		return nil
+	})
 }
