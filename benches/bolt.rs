@@ -1,7 +1,7 @@
 //! Metadata at scale: 10,000 images with 60,000 blobs. `cargo bench --bench bolt [IMAGES]` prints a table.
 //!
 //! Beside it, the real bbolt does the same puts in one transaction, where `tests/setup` has put its oracle.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::fs;
 use std::io::Write;
@@ -90,7 +90,8 @@ fn main() {
     for _ in 0..3 {
         let started = Instant::now();
         let mut meta = MetaDb::lock(&root, Lock::Exclusive).unwrap();
-        offline::bootstrap(&store, &mut meta, K8S_NAMESPACE, std::slice::from_ref(&one)).unwrap();
+        let one = [offline::ready(&store, one.clone()).unwrap()];
+        offline::bootstrap(&mut meta, K8S_NAMESPACE, &one).unwrap();
         println!("| one more image: lock, open, commit | {} ms | |", started.elapsed().as_millis());
     }
     row("prebake images", prebake(&dir.path().join("root"), "images"));

@@ -20,6 +20,8 @@ use crate::oci::{Descriptor, Digest, Platform};
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
 const FILE: &str = "catalog.redb";
+/// Where a new catalog is made before it gets its name.
+const NEW_FILE: &str = "catalog.redb.new";
 /// redb's page cache, in bytes; its default is larger than all of prebake may be.
 const CACHE: usize = 2 << 20;
 
@@ -97,6 +99,21 @@ impl Catalog {
     /// [`Error::Busy`] when another prebake has it; [`Error::Redb`].
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
+        if !path.exists() {
+            // redb makes a file in several steps: a kill between them must not leave one that it refuses.
+            let new = dir.join(NEW_FILE);
+            let _ = std::fs::remove_file(&new);
+            Self::open_file(&new)?.write(|_, _| Ok(()))?;
+            let error = |e| Error::Redb { path: path.clone(), source: Box::new(redb::Error::Io(e)) };
+            std::fs::rename(&new, &path).map_err(error)?;
+        }
+        let catalog = Self::open_file(&path)?;
+        catalog.write(|_, _| Ok(()))?;
+        Ok(catalog)
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
+        let path = path.to_owned();
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -111,9 +128,7 @@ impl Catalog {
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(Error::Busy(path)),
             Err(error) => return Err(Error::Redb { path, source: Box::new(error.into()) }),
         };
-        let catalog = Self { database, path };
-        catalog.write(|_, _| Ok(()))?;
-        Ok(catalog)
+        Ok(Self { database, path })
     }
 
     /// Whether the file was this, and whole, when it was last verified.

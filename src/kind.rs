@@ -155,7 +155,9 @@ impl From<&bake::Error> for Kind {
                 _ => Self::Corrupt,
             },
             Error::NoPlatform { .. } => Self::NotFound,
-            Error::PlatformMismatch { .. } | Error::TooLarge { .. } | Error::TooDeep => Self::Corrupt,
+            Error::PlatformMismatch { .. } | Error::TooLarge { .. } | Error::TooDeep | Error::TooManyDocuments => {
+                Self::Corrupt
+            }
             Error::Task => Self::Io,
         }
     }

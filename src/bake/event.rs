@@ -53,6 +53,13 @@ pub enum Event<'a> {
         /// What was wrong.
         reason: &'a str,
     },
+    /// A blob will not come, or not for this image.
+    BlobFailed {
+        /// The blob.
+        digest: &'a Digest,
+        /// How much of it came in vain.
+        lost: u64,
+    },
     /// A blob is in place.
     BlobDone {
         /// The blob.

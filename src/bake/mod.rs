@@ -3,6 +3,7 @@
 //! Locks, then blobs, then the catalog, then the metadata in one commit: a kill at any moment leaves what was there, plus
 //! blobs that the next run takes over.
 
+mod blobs;
 mod event;
 mod fetch;
 mod resolve;
@@ -25,7 +26,7 @@ use crate::registry;
 use crate::root::{Root, RootError};
 
 /// Blobs under way at a time, unless asked otherwise.
-pub const DEFAULT_CONCURRENCY: usize = 6;
+pub const DEFAULT_CONCURRENCY: u8 = 6;
 
 /// Why an image, or a whole bake, failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,9 @@ pub enum Error {
     /// Indexes within indexes within indexes.
     #[error("its indexes nest too deep")]
     TooDeep,
+    /// More documents than prebake looks into in search of a manifest.
+    #[error("its indexes lead to too many documents")]
+    TooManyDocuments,
     /// A thread of prebake's own was lost.
     #[error("an internal task failed")]
     Task,
@@ -178,26 +182,17 @@ pub async fn run(
         request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
 
     let fetcher = fetch::Fetcher::new(&request, store.clone(), catalog, listener.clone())?;
-    let (results, cancelled) = fetcher.all(&references, cancel).await;
+    let (results, cancelled) = fetcher.all(&references, cancel).await?;
 
-    let mut ready: Vec<ImageRecord> = Vec::new();
-    let mut images = Vec::new();
-    for (reference, result) in references.iter().zip(results) {
-        let failure = match result {
-            Some(Ok(record)) => {
-                ready.push(record);
-                None
-            }
-            Some(Err(failure)) => Some(failure),
-            None => Some(Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() }),
-        };
-        images.push(Outcome { name: reference.to_string(), failure });
-    }
-    if request.bootstrap && !cancelled {
+    let stopped = || Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() };
+    let fetched =
+        references.iter().zip(results).map(|(r, result)| (r.to_string(), result.unwrap_or_else(|| Err(stopped()))));
+    let images = if request.bootstrap && !cancelled {
         request.root.sync()?;
-        let changed = offline::bootstrap(&store, &mut meta, &request.namespace, &ready)?;
-        listener.on(&Event::Bootstrapped { namespace: &request.namespace, images: ready.len(), changed });
-    }
+        record(&store, &mut meta, &request.namespace, fetched, &*listener)?
+    } else {
+        fetched.map(|(name, result)| Outcome { name, failure: result.err() }).collect()
+    };
     Ok(Report { images, totals: fetcher.totals(), elapsed: started.elapsed(), cancelled })
 }
 
@@ -210,20 +205,31 @@ pub fn bootstrap(root: &Root, namespace: &str, listener: &dyn Listener) -> Resul
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;
+    record(&store, &mut meta, namespace, records.into_iter().map(|record| (record.name.clone(), Ok(record))), listener)
+}
+
+/// Gives the images that are whole their records, all in one commit.
+fn record(
+    store: &Store,
+    meta: &mut MetaDb,
+    namespace: &str,
+    images: impl Iterator<Item = (String, Result<ImageRecord, Failure>)>,
+    listener: &dyn Listener,
+) -> Result<Vec<Outcome>, Error> {
     let mut ready = Vec::new();
     let mut outcomes = Vec::new();
-    for record in records {
-        let name = record.name.clone();
-        let failure = match offline::ready(&store, &record) {
-            Ok(()) => {
-                ready.push(record);
+    for (name, image) in images {
+        let image = image.and_then(|image| offline::ready(store, image).map_err(|error| Failure::new(&error.into())));
+        let failure = match image {
+            Ok(image) => {
+                ready.push(image);
                 None
             }
-            Err(error) => Some(Failure::new(&error.into())),
+            Err(failure) => Some(failure),
         };
         outcomes.push(Outcome { name, failure });
     }
-    let changed = offline::bootstrap(&store, &mut meta, namespace, &ready)?;
+    let changed = offline::bootstrap(meta, namespace, &ready)?;
     listener.on(&Event::Bootstrapped { namespace, images: ready.len(), changed });
     Ok(outcomes)
 }

@@ -1,5 +1,7 @@
 //! Which manifest of an index is for a platform. Pure.
 
+use std::collections::BTreeSet;
+
 use super::Error;
 use crate::oci::{Config, Descriptor, Document, Index, Manifest, Platform, media_type};
 
@@ -19,26 +21,22 @@ pub(super) fn candidates<'i>(index: &'i Index, wanted: &Platform) -> Vec<&'i Des
     }
 }
 
-/// The platforms an index names, joined by commas.
-pub(super) fn platforms(index: &Index) -> String {
-    let mut all: Vec<String> = index
-        .manifests
-        .iter()
-        .filter_map(Descriptor::platform)
-        .filter(|p| !p.is_unknown())
-        .map(|p| p.to_string())
-        .collect();
-    all.sort_unstable();
-    all.dedup();
-    all.join(", ")
+/// The platforms an index names.
+pub(super) fn platforms(index: &Index) -> BTreeSet<String> {
+    let named = index.manifests.iter().filter_map(Descriptor::platform);
+    named.filter(|platform| !platform.is_unknown()).map(|platform| platform.to_string()).collect()
 }
 
-/// Whether a manifest's config fits, by what the index said of it (`None`: nothing, or there is no index).
-pub(super) fn check_config(config: &Config, index: Option<&Platform>, wanted: &Platform) -> Result<(), Error> {
-    match index {
-        _ if config.platform == *wanted => Ok(()),
-        Some(index) => Err(Error::PlatformMismatch { index: index.to_string(), config: config.platform.to_string() }),
-        None => Err(Error::NoPlatform { wanted: wanted.clone(), has: config.platform.to_string() }),
+/// Whether a manifest's config is of the platform; `said` is what the index says of the manifest.
+///
+/// # Errors
+/// [`Error::PlatformMismatch`] when the index says something else than the config.
+pub(super) fn fits(config: &Config, said: Option<&Platform>, wanted: &Platform) -> Result<bool, Error> {
+    match said {
+        Some(said) if config.platform != *said => {
+            Err(Error::PlatformMismatch { index: said.to_string(), config: config.platform.to_string() })
+        }
+        _ => Ok(config.platform == *wanted),
     }
 }
 
@@ -106,7 +104,8 @@ mod tests {
         assert_eq!(chosen(&all, "linux/arm/v6"), ["0"]);
         assert_eq!(chosen(&all, "linux/arm/v5"), Vec::<String>::new());
         assert_eq!(chosen(&all, "linux/amd64"), ["4"]);
-        assert_eq!(platforms(&all), "linux/amd64, linux/arm/v6, linux/arm/v7, linux/arm64");
+        let all = platforms(&all).into_iter().collect::<Vec<_>>();
+        assert_eq!(all, ["linux/amd64", "linux/arm/v6", "linux/arm/v7", "linux/arm64"]);
     }
 
     #[test]

@@ -30,8 +30,8 @@ pub enum Problem {
     /// Pages or buckets nest deeper than [`MAX_DEPTH`].
     #[error("page {0} nests too deep")]
     TooDeep(u64),
-    /// bbolt panics on the first delete below such a page.
-    #[error("branch page {0} has fewer than two children")]
+    /// A branch with one child: bbolt panics on the first delete below it.
+    #[error("branch page {0} has one child, at which bbolt panics when it deletes")]
     LoneChild(u64),
     /// A leaf that is not a root and has no elements.
     #[error("leaf page {0} is empty")]
@@ -194,8 +194,10 @@ impl Walk<'_> {
         }
         match node {
             Node::Branch(entries) => {
-                if entries.len() < 2 {
-                    self.report.problems.push(Problem::LoneChild(id));
+                match entries.len() {
+                    0 => self.report.problems.push(Problem::BadPage { id, what: "a branch without children" }),
+                    1 => self.report.problems.push(Problem::LoneChild(id)),
+                    _ => {}
                 }
                 let mut height = None;
                 for (i, entry) in entries.iter().enumerate() {

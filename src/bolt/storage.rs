@@ -51,10 +51,13 @@ impl FileStorage {
         let file = OpenOptions::new()
             .read(true)
             .write(lock == Lock::Exclusive)
-            // A link could lead out of the root that is being baked.
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            // A link could lead out of the root that is being baked; a pipe would never open.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
             .open(path)
             .map_err(Error::io("opening"))?;
+        if !file.metadata().map_err(Error::io("opening"))?.is_file() {
+            return Err(Error::NotBolt("not a regular file"));
+        }
         Self::lock(file, lock)
     }
 
@@ -332,14 +335,22 @@ pub fn lock_holder(path: &Path) -> Option<String> {
     let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
+    let holder = locks.lines().find_map(|line| {
         // "1: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF"; "->" marks a waiter
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, pid, at, ..] = fields[..] else { return None };
-        if at != file {
-            return None;
-        }
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(format!("{} (pid {pid})", if name.trim().is_empty() { "a process" } else { name.trim() }))
-    })
+        (at == file).then(|| pid.to_owned())
+    });
+    // Some file systems, btrfs among them, show another device there: then whoever has the file open.
+    let pid = holder.or_else(|| {
+        let own = std::process::id().to_string();
+        let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        pids.filter(|pid| *pid != own && pid.bytes().all(|b| b.is_ascii_digit())).find(|pid| {
+            let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            open.filter_map(|fd| std::fs::metadata(fd.path()).ok())
+                .any(|fd| fd.dev() == meta.dev() && fd.ino() == meta.ino())
+        })
+    })?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("{} (pid {pid})", if name.trim().is_empty() { "a process" } else { name.trim() }))
 }

@@ -29,34 +29,35 @@ pub enum Error {
     Metadata(#[from] metadata::Error),
 }
 
-/// Whether every blob of the image is in the store with its size.
+/// An image whose blobs were all seen in the store: only [`ready`] makes one.
+#[derive(Debug)]
+pub struct Ready(ImageRecord);
+
+/// Makes sure that every blob of the image is in the store with its size.
 ///
 /// # Errors
 /// [`Error::MissingBlob`] with the first that is not.
-pub fn ready(store: &Store, image: &ImageRecord) -> Result<(), Error> {
+pub fn ready(store: &Store, image: ImageRecord) -> Result<Ready, Error> {
     for blob in &image.blobs {
         let stat = store.stat(&blob.descriptor.digest)?;
         if stat.is_none_or(|stat| stat.size != blob.descriptor.size) {
             return Err(Error::MissingBlob { image: image.name.clone(), digest: blob.descriptor.digest.clone() });
         }
     }
-    Ok(())
+    Ok(Ready(image))
 }
 
-/// Writes the records of fetched images into a namespace, all in one commit; `false` when they were all there.
+/// Writes the records of images into a namespace, all in one commit; `false` when they were all there.
 ///
 /// # Errors
-/// [`Error::MissingBlob`]: nothing is written; [`Error::Metadata`].
-pub fn bootstrap(store: &Store, meta: &mut MetaDb, namespace: &str, images: &[ImageRecord]) -> Result<bool, Error> {
-    for image in images {
-        ready(store, image)?;
-    }
+/// [`Error::Metadata`].
+pub fn bootstrap(meta: &mut MetaDb, namespace: &str, images: &[Ready]) -> Result<bool, Error> {
     if images.is_empty() {
         return Ok(false);
     }
     let now = Utc::now();
     let changed = meta.write(|tx| {
-        for image in images {
+        for Ready(image) in images {
             for blob in &image.blobs {
                 let labels: Labels =
                     blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
@@ -71,7 +72,7 @@ pub fn bootstrap(store: &Store, meta: &mut MetaDb, namespace: &str, images: &[Im
         }
         // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
         let by_name: BTreeMap<&str, &ImageRecord> =
-            images.iter().flat_map(|image| names(namespace, image).map(move |name| (name, image))).collect();
+            images.iter().flat_map(|Ready(image)| names(namespace, image).map(move |name| (name, image))).collect();
         for (name, image) in by_name {
             let labels = image_labels(namespace, image.pinned);
             put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;

@@ -1,7 +1,6 @@
 //! `prebake bake` and `prebake fetch`.
 
 use std::io::Read;
-use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -51,9 +50,9 @@ pub(super) struct FetchArgs {
     /// Plain HTTP to every registry; loopback registries need no flag
     #[arg(long)]
     plain_http: bool,
-    /// Blobs under way at a time
-    #[arg(long, value_name = "N", default_value_t = NonZeroU8::new(DEFAULT_CONCURRENCY as u8).unwrap_or(NonZeroU8::MIN))]
-    concurrency: NonZeroU8,
+    /// Blobs under way at a time, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CONCURRENCY, value_parser = clap::value_parser!(u8).range(1..=32))]
+    concurrency: u8,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }
@@ -85,7 +84,7 @@ fn execute(args: FetchArgs, bootstrap: bool) -> Result<u8, Failed> {
         namespace: args.namespace,
         platform: args.platform.unwrap_or_else(Platform::host),
         pin: args.pin,
-        concurrency: usize::from(args.concurrency.get()),
+        concurrency: args.concurrency.into(),
         registry: Options {
             plain_http: args.plain_http,
             credentials: Credentials::from_docker_config().map_err(Failed::new)?,
@@ -108,15 +107,28 @@ pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
-        let mut stopped_by = None;
-        let cancel = async {
-            stopped_by = Some(tokio::select! {
-                _ = interrupt.recv() => 2,
+        let mut next = async move || {
+            tokio::select! {
+                _ = interrupt.recv() => 2u8,
                 _ = terminate.recv() => 15,
-            });
+            }
+        };
+        let (stopped_by, mut stopped) = tokio::sync::oneshot::channel();
+        let (cancel, cancelled) = tokio::sync::oneshot::channel::<()>();
+        tokio::spawn(async move {
+            let _ = stopped_by.send(next().await);
+            let _ = cancel.send(());
+            // Whoever asks twice does not want to wait for a disk.
+            std::process::exit(i32::from(128 + next().await));
+        });
+        let cancel = async {
+            // Without signals, nothing ever comes.
+            if cancelled.await.is_err() {
+                std::future::pending::<()>().await;
+            }
         };
         let report = run(request, progress::listener(output), cancel).await.map_err(Failed::new)?;
-        let signal = stopped_by.filter(|_| report.cancelled);
+        let signal = stopped.try_recv().ok().filter(|_| report.cancelled);
         Ok((report, signal))
     })
 }

@@ -56,7 +56,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         namespace: K8S_NAMESPACE.to_owned(),
         platform: platform(),
         pin: false,
-        concurrency: DEFAULT_CONCURRENCY,
+        concurrency: DEFAULT_CONCURRENCY.into(),
         registry: Options::default(),
         bootstrap: true,
     };

@@ -53,7 +53,9 @@ impl Meter {
             Event::BlobAdded { size, .. } => self.total += size,
             Event::BlobDone { size, fetched: false, .. } => self.present += size,
             Event::BlobProgress { bytes, .. } => self.fetched += bytes,
-            Event::BlobRetried { lost, .. } => self.fetched = self.fetched.saturating_sub(*lost),
+            Event::BlobRetried { lost, .. } | Event::BlobFailed { lost, .. } => {
+                self.fetched = self.fetched.saturating_sub(*lost);
+            }
             _ => {}
         }
         let due = matches!(event, Event::BlobProgress { .. }) && self.last.elapsed() >= self.interval;
@@ -170,6 +172,13 @@ impl Listener for Bars {
                 self.total.dec(*lost);
                 if let Some(bar) = blobs.get(*digest) {
                     bar.reset();
+                }
+            }
+            Event::BlobFailed { digest, lost } => {
+                self.total.dec(*lost);
+                if let Some(bar) = blobs.remove(*digest) {
+                    bar.finish_and_clear();
+                    self.all.remove(&bar);
                 }
             }
             Event::BlobDone { digest, size, fetched } => {

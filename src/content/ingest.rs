@@ -52,8 +52,9 @@ impl Store {
     /// [`Error::Io`].
     pub fn ingest(&self, namespace: &str, kind: &str, blob: &Descriptor) -> Result<Started> {
         let reference = format!("{namespace}/1/{kind}-{}", blob.digest);
-        let dir = self.dir().join("ingest").join(Digest::of(reference.as_bytes()).hex());
-        let target = self.path(&blob.digest);
+        let target = self.existing(&blob.digest)?;
+        let missing = || Error::io("opening", Path::new("ingest"))(io::ErrorKind::NotFound.into());
+        let dir = self.ingest.as_ref().ok_or_else(missing)?.join(Digest::of(reference.as_bytes()).hex());
         if let Some(data) = whole(&dir, blob)? {
             return Ok(Started::Whole(VerifiedBlob { files: IngestDir(dir), data, target }));
         }
@@ -93,6 +94,10 @@ pub enum Started {
 
 /// The data of an earlier ingest of exactly this blob.
 fn whole(dir: &Path, blob: &Descriptor) -> Result<Option<File>> {
+    // Not a link to somewhere else.
+    if !fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir()) {
+        return Ok(None);
+    }
     let path = dir.join("data");
     let Ok(mut data) =
         OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path)
@@ -154,9 +159,6 @@ impl VerifiedBlob {
         self.data.sync_data().map_err(error)?;
         self.data.set_permissions(fs::Permissions::from_mode(BLOB_MODE)).map_err(error)?;
         let parent = self.target.parent().unwrap_or(Path::new("."));
-        if !parent.exists() {
-            fs::DirBuilder::new().mode(DIR_MODE).recursive(true).create(parent).map_err(error)?;
-        }
         fs::rename(self.files.0.join("data"), &self.target).map_err(error)?;
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(error)
     }

@@ -98,10 +98,16 @@ pub enum Entry {
     Stranger(PathBuf),
 }
 
-/// A content store. Opening one writes nothing.
+/// A content store. Opening one writes nothing. Its directories are resolved inside the root, each by itself: any of them
+/// may be a link there.
 #[derive(Debug, Clone)]
 pub struct Store {
-    dir: Option<PathBuf>,
+    ingest: Option<PathBuf>,
+    blobs: [Option<PathBuf>; Algorithm::ALL.len()],
+}
+
+fn blobs_dir(algorithm: Algorithm) -> String {
+    format!("{PLUGIN}/blobs/{}", algorithm.name())
 }
 
 impl Store {
@@ -110,7 +116,8 @@ impl Store {
     /// # Errors
     /// [`Error::Root`].
     pub fn open(root: &Root) -> Result<Self> {
-        Ok(Self { dir: root.containerd_dir(PLUGIN)? })
+        let [sha256, sha512] = Algorithm::ALL.map(|algorithm| root.containerd_dir(&blobs_dir(algorithm)));
+        Ok(Self { ingest: root.containerd_dir(&format!("{PLUGIN}/ingest"))?, blobs: [sha256?, sha512?] })
     }
 
     /// Opens the store of a root, to write; makes its directories.
@@ -119,17 +126,21 @@ impl Store {
     /// [`Error::Root`].
     pub fn create(root: &Root) -> Result<Self> {
         root.make_containerd_dir(&format!("{PLUGIN}/ingest"), DIR_MODE)?;
-        root.make_containerd_dir(&format!("{PLUGIN}/blobs/{}", Algorithm::Sha256.name()), DIR_MODE)?;
+        for algorithm in Algorithm::ALL {
+            root.make_containerd_dir(&blobs_dir(algorithm), DIR_MODE)?;
+        }
         Self::open(root)
     }
 
-    /// Where a blob lies, or would.
-    fn path(&self, digest: &Digest) -> PathBuf {
-        self.dir().join("blobs").join(digest.algorithm().name()).join(digest.hex())
+    /// Where a blob lies, or would; `None` when its directory does not exist.
+    fn path(&self, digest: &Digest) -> Option<PathBuf> {
+        self.blobs[digest.algorithm() as usize].as_ref().map(|dir| dir.join(digest.hex()))
     }
 
-    fn dir(&self) -> &Path {
-        self.dir.as_deref().unwrap_or(Path::new(PLUGIN))
+    /// As [`Store::path`], for a blob that is expected to be there.
+    fn existing(&self, digest: &Digest) -> Result<PathBuf> {
+        let missing = || Error::io("opening", Path::new(digest.as_str()))(io::ErrorKind::NotFound.into());
+        self.path(digest).ok_or_else(missing)
     }
 
     /// The file of a blob, if there is one.
@@ -137,10 +148,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn stat(&self, digest: &Digest) -> Result<Option<Stat>> {
-        if self.dir.is_none() {
-            return Ok(None);
-        }
-        let path = self.path(digest);
+        let Some(path) = self.path(digest) else { return Ok(None) };
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => Ok(Some(stat(&meta))),
             Ok(_) => Err(Error::io("opening", &path)(io::Error::other("it is not a file"))),
@@ -154,7 +162,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], also when it has more than `limit` bytes; [`Error::WrongDigest`].
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
-        let path = self.path(digest);
+        let path = self.existing(digest)?;
         let mut bytes = Vec::new();
         File::open(&path)
             .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
@@ -175,7 +183,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]; [`Error::WrongDigest`] when it is damaged.
     pub fn verify(&self, digest: &Digest) -> Result<()> {
-        let path = self.path(digest);
+        let path = self.existing(digest)?;
         let mut file = File::open(&path).map_err(Error::io("opening", &path))?;
         let mut hasher = Hasher::new(digest.algorithm());
         let mut buffer = vec![0; READ_BUFFER];
@@ -198,14 +206,14 @@ impl Store {
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         for algorithm in Algorithm::ALL {
-            let Some(dir) = self.dir.as_ref().map(|dir| dir.join("blobs").join(algorithm.name())) else { continue };
-            let listing = match fs::read_dir(&dir) {
+            let Some(dir) = &self.blobs[algorithm as usize] else { continue };
+            let listing = match fs::read_dir(dir) {
                 Ok(listing) => listing,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(Error::io("listing", &dir)(e)),
+                Err(e) => return Err(Error::io("listing", dir)(e)),
             };
             for entry in listing {
-                let entry = entry.map_err(Error::io("listing", &dir))?;
+                let entry = entry.map_err(Error::io("listing", dir))?;
                 let meta = entry.metadata().map_err(Error::io("opening", &entry.path()))?;
                 let name = entry.file_name();
                 let digest = name.to_str().and_then(|name| format!("{}:{name}", algorithm.name()).parse().ok());

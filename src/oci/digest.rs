@@ -54,7 +54,12 @@ pub struct DigestError {
 impl Digest {
     /// The digest of `bytes`, by sha256.
     pub fn of(bytes: &[u8]) -> Self {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
+        Self::of_as(bytes, None)
+    }
+
+    /// The digest of `bytes`, by the algorithm of another digest; by sha256 without one.
+    pub fn of_as(bytes: &[u8], other: Option<&Self>) -> Self {
+        let mut hasher = Hasher::new(other.map_or(Algorithm::Sha256, Self::algorithm));
         hasher.update(bytes);
         hasher.finish()
     }

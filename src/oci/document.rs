@@ -173,10 +173,45 @@ struct Raw {
     schema_version: u64,
     media_type: Option<String>,
     config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    layers: Option<Entries>,
+    manifests: Option<Entries>,
     #[serde(rename = "fsLayers")]
     fs_layers: Option<serde::de::IgnoredAny>,
+}
+
+/// Up to [`MAX_ENTRIES`] descriptors, and how many there are.
+struct Entries {
+    first: Vec<Descriptor>,
+    count: usize,
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of descriptors")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Entries, A::Error> {
+                let mut first = Vec::new();
+                while first.len() < MAX_ENTRIES {
+                    match list.next_element()? {
+                        Some(entry) => first.push(entry),
+                        None => return Ok(Entries { count: first.len(), first }),
+                    }
+                }
+                let mut count = first.len();
+                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Entries { first, count })
+            }
+        }
+        deserializer.deserialize_seq(Visitor)
+    }
 }
 
 impl Document {
@@ -206,7 +241,7 @@ impl Document {
             .find(known)
             .unwrap_or(by_shape)
             .to_owned();
-        let entries = raw.manifests.as_ref().or(raw.layers.as_ref()).map_or(0, Vec::len);
+        let entries = raw.manifests.as_ref().or(raw.layers.as_ref()).map_or(0, |entries| entries.count);
         if entries > MAX_ENTRIES {
             return Err(DocumentError::TooManyEntries(entries));
         }
@@ -214,11 +249,17 @@ impl Document {
         if raw.manifests.is_some() && (raw.config.is_some() || raw.layers.is_some()) {
             return Err(DocumentError::Ambiguous);
         }
+        let says = raw.media_type.as_deref().unwrap_or_default();
+        if (media_type::is_index(&kind) && media_type::is_manifest(says))
+            || (media_type::is_manifest(&kind) && media_type::is_index(says))
+        {
+            return Err(DocumentError::Ambiguous);
+        }
         if media_type::is_index(&kind) {
             if raw.config.is_some() || raw.layers.is_some() {
                 return Err(DocumentError::Ambiguous);
             }
-            Ok((Self::Index(Index { manifests: raw.manifests.unwrap_or_default() }), kind))
+            Ok((Self::Index(Index { manifests: raw.manifests.map_or_else(Vec::new, |entries| entries.first) }), kind))
         } else if media_type::is_manifest(&kind) {
             let Some(config) = raw.config else {
                 return match raw.manifests {
@@ -226,7 +267,10 @@ impl Document {
                     None => parse::<NeedsConfig>(bytes, "manifest").map(|_| unreachable!("the config is missing")),
                 };
             };
-            Ok((Self::Manifest(Manifest { config, layers: raw.layers.unwrap_or_default() }), kind))
+            Ok((
+                Self::Manifest(Manifest { config, layers: raw.layers.map_or_else(Vec::new, |entries| entries.first) }),
+                kind,
+            ))
         } else {
             Err(DocumentError::UnknownKind(kind))
         }
@@ -276,6 +320,9 @@ mod tests {
     fn refusals() {
         let both = format!(r#"{{"config":{DESCRIPTOR},"manifests":[]}}"#);
         assert!(matches!(Document::parse(both.as_bytes(), media_type::OCI_INDEX), Err(DocumentError::Ambiguous)));
+        let contradicting = format!(r#"{{"mediaType":"{}","config":{DESCRIPTOR}}}"#, media_type::OCI_INDEX);
+        let parsed = Document::parse(contradicting.as_bytes(), media_type::OCI_MANIFEST);
+        assert!(matches!(parsed, Err(DocumentError::Ambiguous)));
         let disguised = format!(r#"{{"config":{DESCRIPTOR}}}"#);
         assert!(matches!(Document::parse(disguised.as_bytes(), media_type::OCI_INDEX), Err(DocumentError::Ambiguous)));
         assert!(matches!(Document::parse(br#"{"schemaVersion":1}"#, ""), Err(DocumentError::Schema1)));

@@ -10,6 +10,7 @@ use reqwest::RequestBuilder;
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::client::{CONNECT_TIMEOUT, READ_TIMEOUT};
 use super::{Credentials, Error, Result};
 
 /// How to sign a request.
@@ -109,8 +110,13 @@ impl Auth {
         };
         let protocol = if place.plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
         // A client keeps the first credentials it sees for a registry, so each exchange gets its own.
-        let client =
-            oci_client::Client::try_from(ClientConfig { protocol, ..ClientConfig::default() }).map_err(error)?;
+        let client = oci_client::Client::try_from(ClientConfig {
+            protocol,
+            connect_timeout: Some(CONNECT_TIMEOUT),
+            read_timeout: Some(READ_TIMEOUT),
+            ..ClientConfig::default()
+        })
+        .map_err(error)?;
         let reference = oci_client::Reference::with_tag(
             place.registry.to_owned(),
             place.repository.to_owned(),

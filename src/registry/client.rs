@@ -1,20 +1,22 @@
 //! Requests.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use oci_client::errors::OciEnvelope;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Response, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{Auth, Place};
 use super::{Credentials, Error, Result};
 use crate::oci::{Digest, Reference, media_type};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may be silent.
-const READ_TIMEOUT: Duration = Duration::from_mins(1);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR_BODY: u64 = 64 << 10;
 const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
@@ -31,18 +33,25 @@ pub struct Options {
 /// A client for any number of registries.
 pub struct Client {
     http: reqwest::Client,
+    /// Loopback is never reached through a proxy, as in Go.
+    loopback: reqwest::Client,
+    room: Arc<Semaphore>,
     auth: Auth,
     plain_http: bool,
 }
 
-/// An index or manifest as received.
+/// An index, manifest or config as received. While one lives, it takes room that others wait for.
 #[derive(Debug)]
 pub struct RawDocument {
     /// Exactly the bytes of the body.
     pub bytes: Bytes,
     /// The registry's `Content-Type`, without parameters; empty when it gave none.
     pub media_type: String,
+    _room: OwnedSemaphorePermit,
 }
+
+/// What all documents under way may take together, in KiB: two of the largest.
+const ROOM: u32 = 16 << 10;
 
 impl Client {
     /// Makes a client. Needs a process-wide rustls provider, see [`crate::install_tls`].
@@ -54,14 +63,37 @@ impl Client {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let has_certificates = !roots.is_empty();
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()
-            .map_err(Error::Setup)?;
-        Ok(Self { http, auth: Auth::new(options.credentials, has_certificates), plain_http: options.plain_http })
+        let builder = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .user_agent(USER_AGENT)
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(READ_TIMEOUT)
+        };
+        Ok(Self {
+            http: builder().build().map_err(Error::Setup)?,
+            loopback: builder().no_proxy().build().map_err(Error::Setup)?,
+            room: Arc::new(Semaphore::new(ROOM as usize)),
+            auth: Auth::new(options.credentials, has_certificates),
+            plain_http: options.plain_http,
+        })
+    }
+
+    /// A document of `size` bytes that `read` gets from elsewhere, once there is room for it.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub async fn held<E>(&self, size: u64, read: impl Future<Output = Result<Bytes, E>>) -> Result<RawDocument, E> {
+        let room = self.room(size).await;
+        Ok(RawDocument { bytes: read.await?, media_type: String::new(), _room: room })
+    }
+
+    async fn room(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
+        match self.room.clone().acquire_many_owned(kib).await {
+            Ok(permit) => permit,
+            Err(_) => unreachable!("the semaphore is never closed"),
+        }
     }
 
     /// Gets an index or manifest by tag or digest; at most `limit` bytes.
@@ -73,18 +105,17 @@ impl Client {
         let response = self.get(reference, "manifests", target, &media_type::DOCUMENTS.join(", "), &what).await?;
         let declared = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = declared.split(';').next().unwrap_or_default().trim().to_owned();
-        let bytes = self.collect(response, reference, &what, limit).await?;
-        Ok(RawDocument { bytes, media_type })
+        self.collect(response, reference, &what, limit, media_type).await
     }
 
     /// Gets a config: a blob that is small, at most `limit` bytes.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn small_blob(&self, reference: &Reference, digest: &Digest, limit: u64) -> Result<Bytes> {
+    pub async fn small_blob(&self, reference: &Reference, digest: &Digest, limit: u64) -> Result<RawDocument> {
         let what = format!("blob {digest}");
         let response = self.get(reference, "blobs", digest.as_str(), "*/*", &what).await?;
-        self.collect(response, reference, &what, limit).await
+        self.collect(response, reference, &what, limit, String::new()).await
     }
 
     /// Starts to get a blob.
@@ -99,7 +130,9 @@ impl Client {
 
     async fn get(&self, reference: &Reference, kind: &str, target: &str, accept: &str, what: &str) -> Result<Response> {
         let registry = reference.registry();
-        let plain_http = self.plain_http || is_loopback(reference.registry_host());
+        let loopback = is_loopback(reference.registry_host());
+        let plain_http = self.plain_http || loopback;
+        let http = if loopback { &self.loopback } else { &self.http };
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let scheme = if plain_http { "http" } else { "https" };
         let repository = reference.repository();
@@ -108,7 +141,7 @@ impl Client {
         let mut signature = self.auth.slot(place).lock().await.clone();
         let mut first = true;
         loop {
-            let request = signature.sign(self.http.get(&url).header(ACCEPT, accept));
+            let request = signature.sign(http.get(&url).header(ACCEPT, accept));
             let response = request.send().await.map_err(|source| transport(registry, what, source))?;
             if response.status().is_success() {
                 return Ok(response);
@@ -139,16 +172,31 @@ impl Client {
         }
     }
 
-    async fn collect(&self, mut response: Response, reference: &Reference, what: &str, limit: u64) -> Result<Bytes> {
+    async fn collect(
+        &self,
+        mut response: Response,
+        reference: &Reference,
+        what: &str,
+        limit: u64,
+        media_type: String,
+    ) -> Result<RawDocument> {
         let registry = reference.registry();
+        let too_large = || Error::TooLarge { registry: registry.to_owned(), what: what.to_owned(), limit };
+        let promised = response.content_length().unwrap_or(limit);
+        if promised > limit {
+            return Err(too_large());
+        }
+        let room = self.room(promised).await;
         let mut all = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|source| transport(registry, what, source))? {
             if all.len() as u64 + chunk.len() as u64 > limit {
-                return Err(Error::TooLarge { registry: registry.to_owned(), what: what.to_owned(), limit });
+                return Err(too_large());
             }
+            // Grown to what came, and never to twice of it.
+            all.reserve_exact(chunk.len().max(usize::try_from(promised).unwrap_or(0).saturating_sub(all.len())));
             all.extend_from_slice(&chunk);
         }
-        Ok(all.into())
+        Ok(RawDocument { bytes: all.into(), media_type, _room: room })
     }
 }
 

@@ -91,7 +91,7 @@ impl Credentials {
                 // Docker leaves empty entries for registries whose credentials a helper keeps.
                 _ => None,
             };
-            if let Some(pair) = pair {
+            if let Some(pair) = pair.filter(|_| names_a_registry(&registry)) {
                 all.insert(host(&registry).to_owned(), pair);
             }
         }
@@ -108,6 +108,13 @@ fn decode(auth: &str) -> Option<(String, String)> {
     let text = String::from_utf8(STANDARD.decode(auth.trim()).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;
     Some((user.to_owned(), password.trim_end_matches('\0').to_owned()))
+}
+
+/// Docker keeps tokens of its own under longer paths, such as `…/v1/access-token`.
+fn names_a_registry(key: &str) -> bool {
+    let key = key.split_once("://").map_or(key, |(_, rest)| rest);
+    let path = key.split_once('/').map_or("", |(_, path)| path);
+    matches!(path.trim_end_matches('/'), "" | "v1" | "v2")
 }
 
 /// The host of an entry's key, which may be a URL; Docker Hub has several names.
@@ -131,6 +138,7 @@ mod tests {
     fn what_docker_writes() {
         let all = parse(
             r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dXNlcjpwYTpzcw=="},
+                 "https://index.docker.io/v1/access-token": {"auth": "eDp5"},
                  "r.example:5000": {"username": "u", "password": "p"}, "helped.example": {}}, "credsStore": "x"}"#,
         )
         .expect("parsed");

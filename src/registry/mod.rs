@@ -91,7 +91,7 @@ impl Error {
     /// Whether the same request might succeed if it were made again now.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Transport { .. } => true,
+            Self::Transport { .. } | Self::Token { .. } => true,
             Self::Status { status, .. } => *status >= 500 || *status == 429 || *status == 408,
             _ => false,
         }

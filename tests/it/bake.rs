@@ -106,6 +106,48 @@ fn links_lead_nowhere_outside() {
 }
 
 #[test]
+fn links_inside_the_root_are_followed_inside_it() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    let content = containerd_root(root.path()).join("io.containerd.content.v1.content");
+    fs::create_dir_all(&content).unwrap();
+    fs::create_dir_all(root.path().join("mnt/big")).unwrap();
+    for dir in ["blobs", "ingest"] {
+        fs::create_dir(root.path().join("mnt/big").join(dir)).unwrap();
+        std::os::unix::fs::symlink(format!("/mnt/big/{dir}"), content.join(dir)).unwrap();
+    }
+    prebake(root.path(), &format!("bake {AMD64} {}", registry.reference("demo/hello:1.0"))).expect(0);
+    assert_eq!(fs::read_dir(root.path().join("mnt/big/blobs/sha256")).unwrap().count(), 5);
+    prebake(root.path(), "check").expect(0);
+}
+
+#[test]
+fn loopback_is_not_reached_through_a_proxy() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    let mut bake = command();
+    bake.envs([
+        ("HTTP_PROXY", "http://127.0.0.1:1"),
+        ("http_proxy", "http://127.0.0.1:1"),
+        ("ALL_PROXY", "http://127.0.0.1:1"),
+    ]);
+    bake.args(["bake", "--platform", "linux/amd64", "--root"])
+        .arg(root.path())
+        .arg(registry.reference("demo/hello:1.0"));
+    crate::support::prebake::Run::from(bake.output().unwrap()).expect(0);
+}
+
+#[test]
+fn what_a_kill_leaves_of_a_new_catalog_is_replaced() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("var/lib/prebake")).unwrap();
+    fs::write(root.path().join("var/lib/prebake/catalog.redb.new"), vec![0; 1 << 20]).unwrap();
+    prebake(root.path(), &format!("bake {AMD64} {}", registry.reference("demo/hello:1.0"))).expect(0);
+    assert!(!root.path().join("var/lib/prebake/catalog.redb.new").exists());
+}
+
+#[test]
 fn the_second_bake_merges() {
     let registry = TestRegistry::start(demo());
     let root = tempfile::tempdir().unwrap();

@@ -64,6 +64,7 @@ fn damaged_files_are_refused_and_never_panic() {
         let mut db = Db::create(Box::new(memory.clone()), form).unwrap();
         run(&mut db, &ops).unwrap();
         let good = memory.bytes();
+        let mut refused = 0;
         for _ in 0..3000 {
             let mut bytes = good.clone();
             for _ in 0..=rng.below(3) {
@@ -80,7 +81,12 @@ fn damaged_files_are_refused_and_never_panic() {
                 tx.dump().unwrap();
                 tx.put(&[b"Bnew"], b"k", b"v").unwrap();
                 tx.commit().unwrap();
+                drop(db);
+                Db::open(Box::new(memory)).unwrap();
+            } else {
+                refused += 1;
             }
         }
+        assert!(refused > 100, "only {refused} of 3000 were refused");
     }
 }

@@ -56,7 +56,7 @@ fn power_cut_at_every_step_leaves_the_old_state_or_the_new() {
             }
         }
     }
-    println!("{cuts} cuts, {old_states} found the old state, {new_states} the new one");
+    eprintln!("{cuts} cuts, {old_states} found the old state, {new_states} the new one");
     assert!(old_states > 1000 && new_states > 300);
 }
 

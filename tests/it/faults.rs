@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Response;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::content::{build, demo};
 use crate::support::prebake::{Run, blobs, meta_db, prebake};
-use crate::support::registry::{TestRegistry, broken, endless, respond, text};
+use crate::support::registry::{TestRegistry, broken, endless, respond, slow, text};
 
 const SMALL: &str = r#"
     [layer.one]
@@ -300,4 +301,129 @@ fn the_others_complete_when_one_image_fails() {
     let listed = prebake(root.path(), "images --json").expect(0).stdout;
     assert!(listed.contains(&names[0]) && listed.contains(&names[2]) && !listed.contains("nothing"));
     prebake(root.path(), "check").expect(0);
+}
+
+#[test]
+fn an_image_that_fails_does_no_harm_to_one_that_shares_its_layers() {
+    let content = build(
+        r#"
+        [layer.shared]
+        files = [{ path = "shared", random = 3000000 }]
+        [layer.missing]
+        files = [{ path = "missing", random = 1000 }]
+        [[image]]
+        name = "bad:1"
+        platforms = ["linux/amd64"]
+        layers = ["shared", "missing"]
+        [[image]]
+        name = "good:1"
+        platforms = ["linux/amd64"]
+        layers = ["shared"]
+        "#,
+    );
+    let layers: Vec<(Digest, Bytes)> = content
+        .blobs
+        .iter()
+        .filter(|(_, (kind, _))| media_type::is_layer(kind))
+        .map(|(d, (_, b))| (d.clone(), b.clone()))
+        .collect();
+    let (small, large) = (
+        layers.iter().min_by_key(|l| l.1.len()).unwrap().clone(),
+        layers.iter().max_by_key(|l| l.1.len()).unwrap().clone(),
+    );
+    let registry = TestRegistry::faulty(content, move |request| {
+        let path = request.uri().path();
+        if path.ends_with(small.0.as_str()) {
+            // Long enough for the shared layer to be under way.
+            std::thread::sleep(Duration::from_millis(30));
+            return Some(text(404, ""));
+        }
+        path.ends_with(large.0.as_str())
+            .then(|| respond(200, &[], slow(large.1.clone(), 100_000, Duration::from_millis(5))))
+    });
+    for _ in 0..10 {
+        let root = tempfile::tempdir().unwrap();
+        prebake(root.path(), &format!("{BAKE} {} {}", registry.reference("bad:1"), registry.reference("good:1")))
+            .expect(1);
+        let listed = prebake(root.path(), "images --json").expect(0).stdout;
+        assert!(listed.contains("/good:1") && !listed.contains("/bad:1"), "{listed}");
+        prebake(root.path(), "check").expect(0);
+    }
+}
+
+#[test]
+fn an_image_that_lies_about_a_shared_layer_fails_alone() {
+    let mut content = build(SMALL);
+    let (digest, bytes) = layer_of(&content);
+    let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"amd64"}"#);
+    let layer = json!({"mediaType": media_type::OCI_LAYER, "digest": digest, "size": bytes.len() + 9});
+    let liar =
+        content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [layer]}));
+    content.tags.insert(("liar".to_owned(), "1".to_owned()), liar.digest);
+    let registry = TestRegistry::start(content);
+    for names in [["app:1", "liar:1"], ["liar:1", "app:1"]] {
+        let root = tempfile::tempdir().unwrap();
+        let references = names.map(|name| registry.reference(name)).join(" ");
+        let run = prebake(root.path(), &format!("{BAKE} {references}")).expect(1);
+        let last = run.stderr.lines().last().unwrap();
+        assert!(last.starts_with("failed: ") && last.contains("/liar:1: only "), "{last}");
+        let listed = prebake(root.path(), "images --json").expect(0).stdout;
+        assert!(listed.contains("/app:1") && !listed.contains("/liar:1"), "{listed}");
+        prebake(root.path(), "check").expect(0);
+    }
+}
+
+#[test]
+fn a_digest_for_which_another_document_comes() {
+    let content = build(SMALL);
+    let target = manifest_of(&content);
+    // As long, and as valid, as the one that was asked for.
+    let other = String::from_utf8(content.blobs[&target.digest].1.to_vec()).unwrap().replace("+gzip", "+zstd");
+    assert_eq!(other.len() as u64, target.size);
+    let path = format!("/manifests/{}", target.digest);
+    let registry = TestRegistry::faulty(content, move |request| {
+        request
+            .uri()
+            .path()
+            .ends_with(&path)
+            .then(|| respond(200, &[("content-type", media_type::OCI_MANIFEST)], full(other.clone())))
+    });
+    let root = tempfile::tempdir().unwrap();
+    let both = format!("{} {}", registry.reference("app:1"), registry.reference(&format!("app@{}", target.digest)));
+    let run = prebake(root.path(), &format!("{BAKE} --concurrency 1 {both}"));
+    assert!(matches!(run.code, 0 | 1), "{run:?}");
+    prebake(root.path(), "check").expect(0);
+    let root = tempfile::tempdir().unwrap();
+    registry.asked();
+    let run =
+        prebake(root.path(), &format!("{BAKE} {}", registry.reference(&format!("app@{}", target.digest)))).expect(6);
+    assert!(run.stderr.contains("have the digest sha256:"), "{}", run.stderr);
+    assert_eq!(registry.asked().len(), 2, "asked once more, and not again");
+    nothing_is_listed(root.path());
+}
+
+#[test]
+fn a_few_documents_that_lead_to_each_other_a_thousand_times() {
+    bad_documents(3, &["no image for linux/amd64", "linux/arm64"], |content| {
+        let config = content.add(media_type::OCI_CONFIG, r#"{"os":"linux","architecture":"arm64"}"#);
+        let mut at =
+            content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}));
+        for _ in 0..4 {
+            at = index(content, &vec![(&at, ""); 1000]);
+        }
+        at
+    });
+}
+
+#[test]
+fn an_index_with_too_many_candidates() {
+    bad_documents(6, &["too many documents"], |content| {
+        let manifests: Vec<Descriptor> = (0..200)
+            .map(|n| {
+                let config = content.add(media_type::OCI_CONFIG, format!(r#"{{"os":"linux","architecture":"a{n}"}}"#));
+                content.add_json(media_type::OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}))
+            })
+            .collect();
+        index(content, &manifests.iter().map(|manifest| (manifest, "")).collect::<Vec<_>>())
+    });
 }

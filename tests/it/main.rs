@@ -1,5 +1,5 @@
 //! Hermetic tests: no network but loopback, no root, nothing installed.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, unreachable_pub)]
 #![allow(clippy::format_collect, clippy::needless_pass_by_value, reason = "no test is slow for it")]
 
 #[path = "../support/mod.rs"]

@@ -1,0 +1,404 @@
+//! Blobs and documents of many images, each once, into the content store.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+
+use super::resolve::ref_kind;
+use super::{Error, Event, Listener, Request, Totals};
+use crate::catalog::Catalog;
+use crate::content::{self, Started, Stat, Store};
+use crate::kind::chain;
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
+use crate::registry::{self, Client, RawDocument};
+
+/// How often a blob or document is asked for when what comes is broken.
+const TRIES: usize = 2;
+/// Chunks between the network and the disk, of all blobs together. A chunk is what one read of a connection gives, at most
+/// 400 KiB or so: this, and one more a blob on either side, is nearly all of prebake's memory.
+const CHUNKS: usize = 24;
+
+pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The lock of a blob: the blob's size once it is in place. Whatever writes the blob holds it, even when nobody waits for
+/// the result any more, so that two never write one ingest.
+type Guard = OwnedMutexGuard<Option<u64>>;
+
+/// How to ask for something small.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Small {
+    Document,
+    Blob,
+}
+
+pub(super) struct Blobs {
+    client: Client,
+    store: Store,
+    catalog: Arc<Catalog>,
+    namespace: String,
+    permits: Semaphore,
+    chunks: usize,
+    listener: Arc<dyn Listener>,
+    slots: Mutex<HashMap<Digest, Arc<AsyncMutex<Option<u64>>>>>,
+    totals: Mutex<Totals>,
+}
+
+impl Blobs {
+    pub(super) fn new(
+        request: &Request,
+        store: Store,
+        catalog: Arc<Catalog>,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self> {
+        Ok(Self {
+            client: Client::new(request.registry.clone())?,
+            store,
+            catalog,
+            namespace: request.namespace.clone(),
+            permits: Semaphore::new(request.concurrency),
+            chunks: (CHUNKS / request.concurrency.max(1)).clamp(1, 4),
+            listener,
+            slots: Mutex::default(),
+            totals: Mutex::default(),
+        })
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for everything that is still being written; then the blobs that are in place.
+    pub(super) async fn settled(&self) -> Result<Vec<(Digest, Stat)>> {
+        let slots: Vec<_> = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.iter().map(|(digest, slot)| (digest.clone(), slot.clone())).collect()
+        };
+        let mut in_place = Vec::new();
+        for (digest, slot) in slots {
+            if slot.lock().await.is_some()
+                && let Some(stat) = self.store.stat(&digest)?
+            {
+                in_place.push((digest, stat));
+            }
+        }
+        Ok(in_place)
+    }
+
+    /// What a tag or digest names, with its media type; verified when it is a digest, and put in place.
+    pub(super) async fn target(self: &Arc<Self>, reference: &Reference) -> Result<(Descriptor, RawDocument)> {
+        if let Some(digest) = reference.digest()
+            && let Some(stat) = self.store.stat(digest)?
+            && stat.size <= MAX_DOCUMENT
+            && self.is_whole(&Descriptor::new("", digest.clone(), stat.size)).await?
+        {
+            let known = self.catalog.images(&self.namespace)?.into_iter().find(|image| image.target.digest == *digest);
+            let declared = known.map(|image| image.target.media_type).unwrap_or_default();
+            let descriptor = Descriptor::new(declared, digest.clone(), stat.size);
+            let raw = self.read(&descriptor).await?;
+            return Ok((descriptor, raw));
+        }
+        let mut tries = 1;
+        loop {
+            match self.target_once(reference).await {
+                Err(error) if is_passing(&error) && tries < TRIES => tries += 1,
+                other => return other,
+            }
+        }
+    }
+
+    async fn target_once(self: &Arc<Self>, reference: &Reference) -> Result<(Descriptor, RawDocument)> {
+        let raw = self.client.document(reference, reference.target(), MAX_DOCUMENT).await?;
+        let got = Digest::of_as(&raw.bytes, reference.digest());
+        if let Some(expected) = reference.digest()
+            && got != *expected
+        {
+            return Err(content::Error::WrongDigest { expected: expected.clone(), got }.into());
+        }
+        Ok((Descriptor::new(raw.media_type.clone(), got, raw.bytes.len() as u64), raw))
+    }
+
+    /// Puts verified bytes in place, unless they are there.
+    pub(super) async fn keep(self: &Arc<Self>, descriptor: &Descriptor, bytes: Bytes) -> Result<()> {
+        let guard = self.lock(descriptor).await?;
+        if guard.is_some() {
+            return Ok(());
+        }
+        if self.is_whole(descriptor).await? {
+            self.done(descriptor, guard, false);
+            return Ok(());
+        }
+        let (guard, written) = self.write(descriptor, bytes, guard).await?;
+        written?;
+        self.done_at_once(descriptor, guard);
+        Ok(())
+    }
+
+    /// The bytes of a document or config, from the store or else from the registry.
+    pub(super) async fn small(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        kind: Small,
+    ) -> Result<RawDocument> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if *size > MAX_DOCUMENT {
+            return Err(Error::TooLarge { digest: digest.clone(), size: *size });
+        }
+        let mut guard = self.lock(descriptor).await?;
+        if guard.is_some() {
+            return self.read(descriptor).await;
+        }
+        if self.is_whole(descriptor).await? {
+            self.done(descriptor, guard, false);
+            return self.read(descriptor).await;
+        }
+        let mut tries = 1;
+        loop {
+            let got = match kind {
+                Small::Document => self.client.document(reference, digest.as_str(), *size).await,
+                Small::Blob => self.client.small_blob(reference, digest, *size).await,
+            };
+            let result = match got {
+                Err(error) => Err(error.into()),
+                Ok(raw) => {
+                    let written;
+                    (guard, written) = self.write(descriptor, raw.bytes.clone(), guard).await?;
+                    written.map(|()| raw)
+                }
+            };
+            match result {
+                Err(error) if is_passing(&error) && tries < TRIES => tries += 1,
+                Err(error) => return Err(error),
+                Ok(raw) => {
+                    self.done_at_once(descriptor, guard);
+                    return Ok(raw);
+                }
+            }
+        }
+    }
+
+    /// Makes sure that a blob is in place.
+    pub(super) async fn ensure(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<()> {
+        let mut guard = self.lock(descriptor).await?;
+        if guard.is_some() {
+            return Ok(());
+        }
+        let _permit = self.permits.acquire().await.map_err(|_| Error::Task)?;
+        if self.is_whole(descriptor).await? {
+            self.done(descriptor, guard, false);
+            return Ok(());
+        }
+        self.listener.on(&Event::BlobStarted { digest: &descriptor.digest, size: descriptor.size });
+        let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
+        let mut tries = 1;
+        loop {
+            let moved;
+            (guard, moved) = self.transfer(reference, descriptor, guard, &progress).await?;
+            match moved {
+                Err(error) if is_passing(&error) && tries < TRIES => {
+                    let (lost, reason) = (progress.came.swap(0, Ordering::Relaxed), &chain(&error));
+                    self.listener.on(&Event::BlobRetried { digest: &descriptor.digest, lost, reason });
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+                Ok(fetched) => {
+                    progress.came.store(0, Ordering::Relaxed);
+                    self.done(descriptor, guard, fetched);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Moves a blob from the network to the store: one task reads, one thread hashes and writes. Whether bytes came: what
+    /// an earlier run left whole needs none.
+    async fn transfer(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        guard: Guard,
+        progress: &Progress<'_>,
+    ) -> Result<(Guard, Result<bool>)> {
+        let (chunks, mut received) = mpsc::channel::<Bytes>(self.chunks);
+        let (ready, wanted) = oneshot::channel();
+        let (blobs, blob) = (self.clone(), descriptor.clone());
+        let write = move || -> Result<bool, content::Error> {
+            let started = blobs.store.ingest(&blobs.namespace, ref_kind(&blob.media_type), &blob)?;
+            let _ = ready.send(matches!(started, Started::New(_)));
+            match started {
+                Started::Whole(whole) => whole.commit().map(|()| false),
+                Started::New(mut ingest) => {
+                    while let Some(chunk) = received.blocking_recv() {
+                        ingest.write(&chunk)?;
+                    }
+                    ingest.verify()?.commit().map(|()| true)
+                }
+            }
+        };
+        let writer = spawn_blocking(move || {
+            let written = write();
+            (guard, written)
+        });
+        let network = async {
+            if wanted.await != Ok(true) {
+                return Ok(());
+            }
+            let mut body = self.client.blob(reference, &descriptor.digest).await?;
+            while let Some(chunk) = body.chunk().await? {
+                let bytes = chunk.len() as u64;
+                if chunks.send(chunk).await.is_err() {
+                    break;
+                }
+                progress.add(bytes);
+            }
+            drop(chunks);
+            Ok(())
+        };
+        let moved: Result<(), registry::Error> = network.await;
+        let (guard, written) = writer.await.map_err(|_| Error::Task)?;
+        Ok((
+            guard,
+            match (moved, written) {
+                (_, Ok(fetched)) => Ok(fetched),
+                // A short body is what a broken connection looks like to the writer.
+                (Err(error), Err(content::Error::TooShort { .. })) => Err(error.into()),
+                (_, Err(error)) => Err(error.into()),
+            },
+        ))
+    }
+
+    /// Writes bytes that are all here.
+    async fn write(
+        self: &Arc<Self>,
+        descriptor: &Descriptor,
+        bytes: Bytes,
+        guard: Guard,
+    ) -> Result<(Guard, Result<()>)> {
+        let (blobs, blob) = (self.clone(), descriptor.clone());
+        let write = move || -> Result<(), content::Error> {
+            match blobs.store.ingest(&blobs.namespace, ref_kind(&blob.media_type), &blob)? {
+                Started::Whole(whole) => whole.commit(),
+                Started::New(mut ingest) => {
+                    ingest.write(&bytes)?;
+                    ingest.verify()?.commit()
+                }
+            }
+        };
+        let written = spawn_blocking(move || {
+            let written = write();
+            (guard, written)
+        });
+        let (guard, written) = written.await.map_err(|_| Error::Task)?;
+        Ok((guard, written.map_err(Error::from)))
+    }
+
+    async fn read(self: &Arc<Self>, descriptor: &Descriptor) -> Result<RawDocument> {
+        let (blobs, digest) = (self.clone(), descriptor.digest.clone());
+        let read = blocking(move || Ok(blobs.store.read(&digest, MAX_DOCUMENT)?.into()));
+        self.client.held(descriptor.size, read).await
+    }
+
+    /// Whether the blob's file is there and right: known to the catalog, or hashed now.
+    async fn is_whole(self: &Arc<Self>, descriptor: &Descriptor) -> Result<bool> {
+        let (blobs, descriptor) = (self.clone(), descriptor.clone());
+        blocking(move || {
+            let Some(stat) = blobs.store.stat(&descriptor.digest)? else { return Ok(false) };
+            if stat.size != descriptor.size {
+                return Ok(false);
+            }
+            if blobs.catalog.is_verified(&descriptor.digest, stat)? {
+                return Ok(true);
+            }
+            match blobs.store.verify(&descriptor.digest) {
+                Ok(()) => Ok(true),
+                Err(content::Error::WrongDigest { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
+    /// Takes the blob's lock; the first to ask makes the blob known. A blob in place has one size: a descriptor that says
+    /// another is wrong.
+    async fn lock(&self, descriptor: &Descriptor) -> Result<Guard> {
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || {
+                self.listener.on(&Event::BlobAdded { digest: &descriptor.digest, size: descriptor.size });
+                Arc::default()
+            };
+            slots.entry(descriptor.digest.clone()).or_insert_with(new).clone()
+        };
+        let guard = slot.lock_owned().await;
+        let (digest, expected) = (descriptor.digest.clone(), descriptor.size);
+        match *guard {
+            Some(size) if size < expected => Err(content::Error::TooShort { digest, expected, got: size }.into()),
+            Some(size) if size > expected => Err(content::Error::TooLong { digest, expected }.into()),
+            _ => Ok(guard),
+        }
+    }
+
+    fn done_at_once(&self, descriptor: &Descriptor, guard: Guard) {
+        self.listener.on(&Event::BlobProgress { digest: &descriptor.digest, bytes: descriptor.size });
+        self.done(descriptor, guard, true);
+    }
+
+    /// Counts a blob that is in place now.
+    fn done(&self, descriptor: &Descriptor, mut guard: Guard, fetched: bool) {
+        *guard = Some(descriptor.size);
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let (blobs, bytes) = match (&mut *totals, fetched) {
+            (Totals { fetched_blobs, fetched_bytes, .. }, true) => (fetched_blobs, fetched_bytes),
+            (Totals { present_blobs, present_bytes, .. }, false) => (present_blobs, present_bytes),
+        };
+        *blobs += 1;
+        *bytes += descriptor.size;
+        drop(totals);
+        self.listener.on(&Event::BlobDone { digest: &descriptor.digest, size: descriptor.size, fetched });
+    }
+}
+
+/// Bytes of a transfer that came and do not count until it is done; dropped before that, they are reported as lost.
+struct Progress<'a> {
+    blobs: &'a Blobs,
+    digest: &'a Digest,
+    came: AtomicU64,
+}
+
+impl Progress<'_> {
+    fn add(&self, bytes: u64) {
+        self.came.fetch_add(bytes, Ordering::Relaxed);
+        self.blobs.listener.on(&Event::BlobProgress { digest: self.digest, bytes });
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        let lost = self.came.load(Ordering::Relaxed);
+        if lost > 0 {
+            self.blobs.listener.on(&Event::BlobFailed { digest: self.digest, lost });
+        }
+    }
+}
+
+/// Whether asking once more may help: the network failed, or what came was not what was promised.
+fn is_passing(error: &Error) -> bool {
+    match error {
+        // Longer than its descriptor says; a document over the limit stays over it.
+        Error::Registry(registry::Error::TooLarge { limit, .. }) => *limit < MAX_DOCUMENT,
+        Error::Registry(error) => error.is_passing(),
+        Error::Content(error) => matches!(
+            error,
+            content::Error::TooShort { .. } | content::Error::TooLong { .. } | content::Error::WrongDigest { .. }
+        ),
+        _ => false,
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    spawn_blocking(f).await.map_err(|_| Error::Task)?
+}
