@@ -1,5 +1,6 @@
 //! Pages of one transaction: which may be read, which are free, which it freed, where new ones go.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::node::Node;
@@ -13,7 +14,21 @@ pub(super) struct Pages<'s> {
     pub(super) storage: &'s dyn Storage,
     pub(super) page_size: usize,
     pub(super) high_water: u64,
+    /// For a walk over all pages, which mostly lie in its order.
+    pub(super) window: Option<&'s RefCell<Window>>,
 }
+
+/// Pages read at once, and the first of them.
+#[derive(Default)]
+pub(super) struct Window {
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+/// How much a file may grow beyond what is written, in bytes; bbolt grows it by 16 MiB.
+const MAX_GROWTH: u64 = 16 << 20;
+/// Bytes of a window.
+const WINDOW: usize = 1 << 18;
 
 impl Pages<'_> {
     /// A page with its overflow pages.
@@ -22,9 +37,7 @@ impl Pages<'_> {
         if id < 2 || id >= self.high_water {
             return Err(bad("referred to, but outside the pages in use"));
         }
-        let mut bytes = vec![0; self.page_size];
-        let offset = id * self.page_size as u64;
-        self.storage.read_at(&mut bytes, offset).map_err(Error::io("reading"))?;
+        let mut bytes = self.first_page(id)?;
         let header = Header::decode(&bytes);
         if header.id != id {
             return Err(bad("a page that carries another page's id"));
@@ -34,10 +47,27 @@ impl Pages<'_> {
         }
         if header.overflow > 0 {
             bytes.resize(self.page_size * (header.overflow as usize + 1), 0);
-            let rest = &mut bytes[self.page_size..];
-            self.storage.read_at(rest, offset + self.page_size as u64).map_err(Error::io("reading"))?;
+            let offset = (id + 1) * self.page_size as u64;
+            self.storage.read_at(&mut bytes[self.page_size..], offset).map_err(Error::io("reading"))?;
         }
         Ok((header, bytes))
+    }
+
+    fn first_page(&self, id: u64) -> Result<Vec<u8>> {
+        let read = |pages: usize| {
+            let mut bytes = vec![0; pages * self.page_size];
+            let read = self.storage.read_at(&mut bytes, id * self.page_size as u64);
+            read.map_err(Error::io("reading")).map(|()| bytes)
+        };
+        let Some(window) = self.window else { return read(1) };
+        let mut window = window.borrow_mut();
+        let held = (window.bytes.len() / self.page_size) as u64;
+        if id < window.first || id >= window.first + held {
+            let pages = (WINDOW / self.page_size).min(usize::try_from(self.high_water - id).unwrap_or(usize::MAX));
+            *window = Window { first: id, bytes: read(pages)? };
+        }
+        let at = usize::try_from(id - window.first).unwrap_or(0) * self.page_size;
+        Ok(window.bytes[at..at + self.page_size].to_vec())
     }
 
     pub(super) fn node(&self, id: u64) -> Result<Node> {
@@ -87,11 +117,13 @@ pub(super) struct Pager<'s> {
     pub(super) free: FreeRuns,
     /// Freed by this transaction: the state on disk still needs them.
     pub(super) freed: FreeRuns,
+    /// Length of the storage, once it was asked for, in bytes.
+    pub(super) len: Option<u64>,
 }
 
 impl Pager<'_> {
     pub(super) fn pages(&self) -> Pages<'_> {
-        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water }
+        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water, window: None }
     }
 
     /// Reads a node in order to change it: its pages are free once this transaction is committed.
@@ -151,8 +183,16 @@ impl Pager<'_> {
         bytes.resize(pages as usize * self.page_size, 0);
         let offset = id * self.page_size as u64;
         let end = offset + bytes.len() as u64;
-        if self.storage.len().map_err(Error::io("measuring"))? < end {
-            self.storage.set_len(end).map_err(Error::io("growing"))?;
+        let len = match self.len {
+            Some(len) => len,
+            None => self.storage.len().map_err(Error::io("measuring"))?,
+        };
+        self.len = Some(len);
+        if len < end {
+            // A file that grows a lot grows in steps.
+            let grown = end.max(len + (len / 8).next_multiple_of(self.page_size as u64).min(MAX_GROWTH));
+            self.storage.set_len(grown).map_err(Error::io("growing"))?;
+            self.len = Some(grown);
         }
         self.storage.write_at(&bytes, offset).map_err(Error::io("writing"))
     }

@@ -1,11 +1,13 @@
 //! Buckets: a tree of nodes and a sequence, changed in memory and settled onto pages at commit.
 
+use std::cmp::Ordering;
+
 use super::alloc::{Pager, Pages};
 use super::node::{Branch, Child, Leaf, Node, Value};
 use super::page::u64_at;
 use super::{Error, Problem, Result};
 
-const BUCKET_HEADER: usize = 16;
+pub(super) const BUCKET_HEADER: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -20,14 +22,20 @@ impl Bucket {
 
     /// Decodes a bucket's value on page `id`.
     pub(super) fn decode(b: &[u8], id: u64) -> Result<Self> {
-        if b.len() < BUCKET_HEADER {
-            return Err(Error::Damaged(Problem::BadPage { id, what: "a bucket shorter than its header" }));
-        }
-        let root = match u64_at(b, 0) {
+        let (root, sequence) = Self::header(b, id)?;
+        let root = match root {
             0 => Child::Loaded(Box::new(Node::decode_inline(&b[BUCKET_HEADER..], id)?)),
             root => Child::Stored(root),
         };
-        Ok(Self { sequence: u64_at(b, 8), root })
+        Ok(Self { sequence, root })
+    }
+
+    /// Root page and sequence of a bucket's value on page `id`; root 0: an inline page follows.
+    pub(super) fn header(b: &[u8], id: u64) -> Result<(u64, u64)> {
+        if b.len() < BUCKET_HEADER {
+            return Err(Error::Damaged(Problem::BadPage { id, what: "a bucket shorter than its header" }));
+        }
+        Ok((u64_at(b, 0), u64_at(b, 8)))
     }
 
     /// Bytes of the bucket's value, once it is settled.
@@ -55,12 +63,12 @@ impl Bucket {
         pages: &Pages<'_>,
         f: &mut dyn FnMut(Option<&Value>) -> Result<R>,
     ) -> Result<R> {
-        find(&self.root, key, pages, f)
+        with_node(&self.root, pages, |node| find(node, key, pages, f))
     }
 
     /// Gives `f` every entry in the order of keys.
     pub(super) fn each(&self, pages: &Pages<'_>, f: &mut dyn FnMut(&[u8], &Value) -> Result<()>) -> Result<()> {
-        each(&self.root, pages, f)
+        with_node(&self.root, pages, |node| each(node, pages, f))
     }
 
     /// The leaf in which `key` is or belongs, loaded to be changed.
@@ -125,6 +133,16 @@ fn fits_inline(node: &Node, page_size: usize) -> bool {
     node.size() <= page_size / 4 && entries.iter().all(|e| matches!(e.value, Value::Bytes(_)))
 }
 
+/// Where `key` is among the entries of a leaf, or would go.
+pub(super) fn position(entries: &[Leaf], key: &[u8]) -> std::result::Result<usize, usize> {
+    // Many records in a row go to the end of a long leaf.
+    match entries.last().map(|last| last.key.as_slice().cmp(key)) {
+        None | Some(Ordering::Less) => Err(entries.len()),
+        Some(Ordering::Equal) => Ok(entries.len() - 1),
+        Some(Ordering::Greater) => entries.binary_search_by(|e| e.key.as_slice().cmp(key)),
+    }
+}
+
 /// The child that holds `key` if any does: the last one whose key is not above it, else the first.
 fn child_index(entries: &[Branch], key: &[u8]) -> usize {
     entries.partition_point(|e| e.key.as_slice() <= key).saturating_sub(1)
@@ -147,23 +165,30 @@ fn with_node<R>(child: &Child, pages: &Pages<'_>, f: impl FnOnce(&Node) -> Resul
     }
 }
 
-fn find<R>(child: &Child, key: &[u8], pages: &Pages<'_>, f: &mut dyn FnMut(Option<&Value>) -> Result<R>) -> Result<R> {
-    with_node(child, pages, |node| match node {
+/// Gives `f` the value at `key` below a node.
+pub(super) fn find<R>(
+    node: &Node,
+    key: &[u8],
+    pages: &Pages<'_>,
+    f: &mut dyn FnMut(Option<&Value>) -> Result<R>,
+) -> Result<R> {
+    match node {
         Node::Branch(entries) => match entries.get(child_index(entries, key)) {
-            Some(entry) => find(&entry.child, key, pages, f),
+            Some(entry) => with_node(&entry.child, pages, |node| find(node, key, pages, f)),
             None => f(None),
         },
-        Node::Leaf(entries) => {
-            f(entries.binary_search_by(|e| e.key.as_slice().cmp(key)).ok().map(|i| &entries[i].value))
-        }
-    })
+        Node::Leaf(entries) => f(position(entries, key).ok().map(|i| &entries[i].value)),
+    }
 }
 
-fn each(child: &Child, pages: &Pages<'_>, f: &mut dyn FnMut(&[u8], &Value) -> Result<()>) -> Result<()> {
-    with_node(child, pages, |node| match node {
-        Node::Branch(entries) => entries.iter().try_for_each(|e| each(&e.child, pages, f)),
+/// Gives `f` every entry below a node.
+pub(super) fn each(node: &Node, pages: &Pages<'_>, f: &mut dyn FnMut(&[u8], &Value) -> Result<()>) -> Result<()> {
+    match node {
+        Node::Branch(entries) => {
+            entries.iter().try_for_each(|e| with_node(&e.child, pages, |node| each(node, pages, f)))
+        }
         Node::Leaf(entries) => entries.iter().try_for_each(|e| f(&e.key, &e.value)),
-    })
+    }
 }
 
 fn free(child: Child, pager: &mut Pager<'_>) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Verification of a whole file: what bbolt's `Tx.Check` finds, and what it misses and later panics on.
 
 use super::alloc::{FreeRuns, Pages};
-use super::bucket::Bucket;
-use super::node::{Child, Node, Value};
+use super::bucket::{BUCKET_HEADER, Bucket};
+use super::node::{Element, elements, inline_elements};
 use super::page::{Header, Kind, Meta, decode_freelist};
 use super::{Error, MAX_DEPTH, Result};
 
@@ -81,7 +81,7 @@ pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)>
         Some(id) => walk.freelist(id)?,
         None => None,
     };
-    walk.page(meta.root, &Bounds::default(), 0)?;
+    walk.page(meta.root, Bounds::default(), 0)?;
     let mut free = FreeRuns::default();
     let mut unused = 0;
     for id in (2..meta.high_water).filter(|id| !walk.is_used(*id)) {
@@ -108,10 +108,10 @@ pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)>
 }
 
 /// Where the keys of a page must lie; a root page has no bounds.
-#[derive(Default)]
-struct Bounds {
-    from: Option<Vec<u8>>,
-    below: Option<Vec<u8>>,
+#[derive(Default, Clone, Copy)]
+struct Bounds<'b> {
+    from: Option<&'b [u8]>,
+    below: Option<&'b [u8]>,
 }
 
 struct Walk<'s> {
@@ -167,71 +167,63 @@ impl Walk<'_> {
     }
 
     /// Walks a page; the height of the tree below it, where that is sound.
-    fn page(&mut self, id: u64, bounds: &Bounds, depth: usize) -> Result<Option<usize>> {
+    fn page(&mut self, id: u64, bounds: Bounds<'_>, depth: usize) -> Result<Option<usize>> {
         if depth > MAX_DEPTH {
             self.report.problems.push(Problem::TooDeep(id));
             return Ok(None);
         }
         let Some((_, bytes)) = self.claim(id)? else { return Ok(None) };
-        let node = match Node::decode(&bytes, id) {
-            Ok(node) => node,
-            Err(error) => return self.note(error).map(|()| None),
-        };
-        drop(bytes);
-        self.node(&node, id, bounds, depth)
+        self.node(&bytes, id, bounds, depth)
     }
 
-    fn node(&mut self, node: &Node, id: u64, bounds: &Bounds, depth: usize) -> Result<Option<usize>> {
-        let keys: Vec<&[u8]> = match node {
-            Node::Branch(entries) => entries.iter().map(|e| e.key.as_slice()).collect(),
-            Node::Leaf(entries) => entries.iter().map(|e| e.key.as_slice()).collect(),
+    fn node(&mut self, bytes: &[u8], id: u64, bounds: Bounds<'_>, depth: usize) -> Result<Option<usize>> {
+        let parsed = elements(bytes, id).and_then(|(branch, list)| Ok((branch, list.collect::<Result<Vec<_>>>()?)));
+        let (branch, list) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => return self.note(error).map(|()| None),
         };
-        let sorted = keys.windows(2).all(|pair| pair[0] < pair[1])
-            && bounds.from.as_deref().is_none_or(|from| keys.first().is_none_or(|first| *first >= from))
-            && bounds.below.as_deref().is_none_or(|below| keys.last().is_none_or(|last| *last < below));
+        let sorted = list.is_sorted_by(|a, b| a.key() < b.key())
+            && bounds.from.is_none_or(|from| list.first().is_none_or(|first| first.key() >= from))
+            && bounds.below.is_none_or(|below| list.last().is_none_or(|last| last.key() < below));
         if !sorted {
             self.report.problems.push(Problem::KeyOrder(id));
         }
-        match node {
-            Node::Branch(entries) => {
-                match entries.len() {
-                    0 => self.report.problems.push(Problem::BadPage { id, what: "a branch without children" }),
-                    1 => self.report.problems.push(Problem::LoneChild(id)),
-                    _ => {}
-                }
-                let mut height = None;
-                for (i, entry) in entries.iter().enumerate() {
-                    let Child::Stored(child) = entry.child else { unreachable!("decoded children are stored") };
-                    let inner = Bounds {
-                        from: Some(entry.key.clone()),
-                        below: keys.get(i + 1).map(|key| key.to_vec()).or_else(|| bounds.below.clone()),
-                    };
-                    let below = self.page(child, &inner, depth + 1)?;
-                    if height.is_some() && below.is_some() && below != height {
-                        self.report.problems.push(Problem::Unbalanced(child));
+        match (branch, list.len()) {
+            (true, 0) => self.report.problems.push(Problem::BadPage { id, what: "a branch without children" }),
+            (true, 1) => self.report.problems.push(Problem::LoneChild(id)),
+            (false, 0) if bounds.from.is_some() => self.report.problems.push(Problem::EmptyLeaf(id)),
+            _ => {}
+        }
+        let mut height = None;
+        for (i, element) in list.iter().enumerate() {
+            match element {
+                Element::Value { .. } => {}
+                Element::Bucket { value, .. } => self.bucket(value, id, depth)?,
+                Element::Branch { key, child } => {
+                    let below = list.get(i + 1).map(Element::key).or(bounds.below);
+                    let under = self.page(*child, Bounds { from: Some(key), below }, depth + 1)?;
+                    if height.is_some() && under.is_some() && under != height {
+                        self.report.problems.push(Problem::Unbalanced(*child));
                     }
-                    height = height.or(below);
+                    height = height.or(under);
                 }
-                Ok(height.map(|height| height + 1))
-            }
-            Node::Leaf(entries) => {
-                if entries.is_empty() && bounds.from.is_some() {
-                    self.report.problems.push(Problem::EmptyLeaf(id));
-                }
-                for entry in entries {
-                    if let Value::Bucket(bucket) = &entry.value {
-                        self.bucket(bucket, id, depth)?;
-                    }
-                }
-                Ok(Some(0))
             }
         }
+        Ok(if branch { height.map(|height: usize| height + 1) } else { Some(0) })
     }
 
-    fn bucket(&mut self, bucket: &Bucket, id: u64, depth: usize) -> Result<()> {
-        match &bucket.root {
-            Child::Stored(root) => self.page(*root, &Bounds::default(), depth + 1).map(drop),
-            Child::Loaded(inline) => self.node(inline, id, &Bounds::default(), depth + 1).map(drop),
+    fn bucket(&mut self, value: &[u8], id: u64, depth: usize) -> Result<()> {
+        match Bucket::header(value, id) {
+            Err(error) => self.note(error),
+            Ok((0, _)) => {
+                let inline = inline_elements(&value[BUCKET_HEADER..], id);
+                match inline.and_then(Iterator::collect::<Result<Vec<_>>>) {
+                    Ok(list) if list.is_sorted_by(|a, b| a.key() < b.key()) => Ok(()),
+                    Ok(_) => self.note(Error::Damaged(Problem::KeyOrder(id))),
+                    Err(error) => self.note(error),
+                }
+            }
+            Ok((root, _)) => self.page(root, Bounds::default(), depth + 1).map(drop),
         }
     }
 }

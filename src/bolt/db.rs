@@ -1,13 +1,15 @@
 //! A database and its transactions.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 
 use super::alloc::{FreeRuns, Pager, Pages};
-use super::bucket::Bucket;
+use super::bucket::{Bucket, position};
 use super::check::{Report, check};
 use super::node::{Child, Leaf, Value};
 use super::page::{Header, Kind, Meta, PAGE_SIZES, encode_freelist};
 use super::storage::Storage;
+use super::view::View;
 use super::{Error, MAX_DEPTH, MAX_KEY, MAX_VALUE, PAGE_SIZE, Problem, Result};
 
 /// Whether a file carries its list of free pages; kept as found. Both forms open in every containerd.
@@ -106,6 +108,7 @@ impl Db {
             high_water: meta.high_water,
             free: self.state.free.clone(),
             freed: FreeRuns::default(),
+            len: None,
         };
         let root = Bucket { sequence: meta.sequence, root: Child::Stored(meta.root) };
         Ok(Tx { state: &mut self.state, pager, root, dirty: false })
@@ -119,7 +122,8 @@ fn verify(storage: &dyn Storage) -> Result<(Meta, Report, FreeRuns)> {
     if has < needs || meta.high_water < 3 {
         return Err(Error::Damaged(Problem::Truncated { has, needs }));
     }
-    let pages = Pages { storage, page_size: meta.page_size, high_water: meta.high_water };
+    let window = RefCell::default();
+    let pages = Pages { storage, page_size: meta.page_size, high_water: meta.high_water, window: Some(&window) };
     let (report, free) = check(pages, &meta)?;
     Ok((meta, report, free))
 }
@@ -196,6 +200,18 @@ impl Tx<'_> {
         })
     }
 
+    /// Gives `f` a bucket to read; `None` when there is no such bucket.
+    ///
+    /// # Errors
+    /// As [`Tx::get`]; those of `f`.
+    pub fn view<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
+        let pages = self.pager.pages();
+        self.read(path, &mut |bucket| match bucket {
+            None => f(None),
+            Some(bucket) => f(Some(View::new(bucket, &pages)?)),
+        })
+    }
+
     /// The sequence of a bucket; `None` when there is no such bucket.
     ///
     /// # Errors
@@ -234,7 +250,7 @@ impl Tx<'_> {
         let (bucket, pager) = self.bucket_mut(path)?;
         let entries = bucket.leaf_mut(key, pager)?;
         let value = Value::Bytes(value.to_vec());
-        match entries.binary_search_by(|e| e.key.as_slice().cmp(key)) {
+        match position(entries, key) {
             Ok(i) => entries[i].value = value,
             Err(i) => entries.insert(i, Leaf { key: key.to_vec(), value }),
         }
@@ -278,7 +294,7 @@ impl Tx<'_> {
         }
         let (bucket, pager) = self.bucket_mut(path)?;
         let leaf = bucket.leaf_mut(key, pager)?;
-        if let Ok(i) = leaf.binary_search_by(|e| e.key.as_slice().cmp(key))
+        if let Ok(i) = position(leaf, key)
             && let Value::Bucket(removed) = leaf.remove(i).value
         {
             removed.free(pager)?;
@@ -339,7 +355,7 @@ impl<'db> Tx<'db> {
         for key in path {
             check_key(key)?;
             let entries = bucket.leaf_mut(key, &mut self.pager)?;
-            let i = match entries.binary_search_by(|e| e.key.as_slice().cmp(key)) {
+            let i = match position(entries, key) {
                 Ok(i) => i,
                 Err(i) => {
                     entries.insert(i, Leaf { key: key.to_vec(), value: Value::Bucket(Bucket::empty()) });

@@ -24,10 +24,12 @@ mod db;
 mod node;
 mod page;
 mod storage;
+mod view;
 
 pub use check::{Problem, Report};
 pub use db::{Db, Entry, FreelistForm, Item, Tx};
 pub use storage::{CrashStorage, Fault, FileStorage, Lock, MemStorage, Storage, Unsynced, lock_holder};
+pub use view::{Seen, View};
 
 use std::io;
 

@@ -39,64 +39,101 @@ pub(super) enum Node {
     Leaf(Vec<Leaf>),
 }
 
-impl Node {
-    /// Decodes a page with its overflow pages, or an inline page. `id` is only for messages.
-    pub(super) fn decode(b: &[u8], id: u64) -> Result<Self> {
-        Self::decode_nested(b, id, true)
-    }
+/// An element where it lies on its page.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Element<'b> {
+    Branch { key: &'b [u8], child: u64 },
+    Value { key: &'b [u8], value: &'b [u8] },
+    Bucket { key: &'b [u8], value: &'b [u8] },
+}
 
-    fn decode_nested(b: &[u8], id: u64, buckets: bool) -> Result<Self> {
-        let bad = |what| Error::Damaged(Problem::BadPage { id, what });
-        if b.len() < HEADER {
-            return Err(bad("a page shorter than its header"));
+impl<'b> Element<'b> {
+    pub(super) fn key(&self) -> &'b [u8] {
+        match self {
+            Self::Branch { key, .. } | Self::Value { key, .. } | Self::Bucket { key, .. } => key,
         }
-        let header = Header::decode(b);
-        let table = HEADER + header.count * ELEMENT;
-        if table > b.len() {
-            return Err(bad("more elements than the page has room for"));
+    }
+}
+
+/// The elements of a page with its overflow pages, or of an inline page, and whether it is a branch. `id` is only for
+/// messages.
+pub(super) fn elements(b: &[u8], id: u64) -> Result<(bool, impl Iterator<Item = Result<Element<'_>>>)> {
+    let bad = move |what| Error::Damaged(Problem::BadPage { id, what });
+    if b.len() < HEADER {
+        return Err(bad("a page shorter than its header"));
+    }
+    let header = Header::decode(b);
+    let branch = match header.kind {
+        Some(Kind::Branch) => true,
+        Some(Kind::Leaf) => false,
+        _ => return Err(bad("neither a branch nor a leaf")),
+    };
+    let table = HEADER + header.count * ELEMENT;
+    // Elements that share bytes would let a small page claim gigabytes.
+    let mut room = b.len().checked_sub(table).ok_or_else(|| bad("more elements than the page has room for"))?;
+    let mut slice = move |at: usize, from: usize, len: usize| {
+        room = room.checked_sub(len).ok_or_else(|| bad("elements that overlap"))?;
+        let start = at + from;
+        b.get(start..start.saturating_add(len)).ok_or_else(|| bad("an element outside its page"))
+    };
+    let element = move |i| {
+        let at = HEADER + i * ELEMENT;
+        if branch {
+            let key = slice(at, u32_at(b, at) as usize, u32_at(b, at + 4) as usize)?;
+            return Ok(Element::Branch { key, child: u64_at(b, at + 8) });
         }
-        // Elements that share bytes would let a small page claim gigabytes.
-        let mut room = b.len() - table;
-        let mut slice = |at: usize, from: usize, len: usize| {
-            room = room.checked_sub(len).ok_or_else(|| bad("elements that overlap"))?;
-            let start = at + from;
-            b.get(start..start.saturating_add(len)).ok_or_else(|| bad("an element outside its page"))
+        let (pos, ksize) = (u32_at(b, at + 4) as usize, u32_at(b, at + 8) as usize);
+        let key = slice(at, pos, ksize)?;
+        let value = slice(at, pos.saturating_add(ksize), u32_at(b, at + 12) as usize)?;
+        Ok(match u32_at(b, at) & BUCKET_FLAG {
+            0 => Element::Value { key, value },
+            _ => Element::Bucket { key, value },
+        })
+    };
+    Ok((branch, (0..header.count).map(element)))
+}
+
+/// The elements of the page inside a bucket's value: a leaf's, and none of them a bucket.
+pub(super) fn inline_elements(b: &[u8], id: u64) -> Result<impl Iterator<Item = Result<Element<'_>>>> {
+    let bad = move |what| Error::Damaged(Problem::BadPage { id, what });
+    let (branch, elements) = elements(b, id)?;
+    if branch {
+        return Err(bad("an inline bucket that is a branch"));
+    }
+    Ok(elements.map(move |element| match element? {
+        Element::Bucket { .. } => Err(bad("a bucket inside an inline bucket")),
+        element => Ok(element),
+    }))
+}
+
+impl Node {
+    /// Decodes a page with its overflow pages.
+    pub(super) fn decode(b: &[u8], id: u64) -> Result<Self> {
+        let (branch, elements) = elements(b, id)?;
+        if branch {
+            let entry = |element| match element? {
+                Element::Branch { key, child } => Ok(Branch { key: key.to_vec(), child: Child::Stored(child) }),
+                Element::Value { .. } | Element::Bucket { .. } => unreachable!("a branch's element"),
+            };
+            return elements.map(entry).collect::<Result<_>>().map(Self::Branch);
+        }
+        let entry = |element| match element? {
+            Element::Value { key, value } => Ok(Leaf { key: key.to_vec(), value: Value::Bytes(value.to_vec()) }),
+            Element::Bucket { key, value } => {
+                Ok(Leaf { key: key.to_vec(), value: Value::Bucket(Bucket::decode(value, id)?) })
+            }
+            Element::Branch { .. } => unreachable!("a leaf's element"),
         };
-        let elements = (0..header.count).map(|i| HEADER + i * ELEMENT);
-        match header.kind {
-            Some(Kind::Branch) => elements
-                .map(|at| {
-                    let key = slice(at, u32_at(b, at) as usize, u32_at(b, at + 4) as usize)?.to_vec();
-                    Ok(Branch { key, child: Child::Stored(u64_at(b, at + 8)) })
-                })
-                .collect::<Result<_>>()
-                .map(Self::Branch),
-            Some(Kind::Leaf) => elements
-                .map(|at| {
-                    let (pos, ksize) = (u32_at(b, at + 4) as usize, u32_at(b, at + 8) as usize);
-                    let key = slice(at, pos, ksize)?.to_vec();
-                    let bytes = slice(at, pos.saturating_add(ksize), u32_at(b, at + 12) as usize)?;
-                    let value = if u32_at(b, at) & BUCKET_FLAG == 0 {
-                        Value::Bytes(bytes.to_vec())
-                    } else if buckets {
-                        Value::Bucket(Bucket::decode(bytes, id)?)
-                    } else {
-                        return Err(bad("a bucket inside an inline bucket"));
-                    };
-                    Ok(Leaf { key, value })
-                })
-                .collect::<Result<_>>()
-                .map(Self::Leaf),
-            _ => Err(bad("neither a branch nor a leaf")),
-        }
+        elements.map(entry).collect::<Result<_>>().map(Self::Leaf)
     }
 
     /// Decodes the page inside a bucket's value.
     pub(super) fn decode_inline(b: &[u8], id: u64) -> Result<Self> {
-        match Self::decode_nested(b, id, false)? {
-            leaf @ Self::Leaf(_) => Ok(leaf),
-            Self::Branch(_) => Err(Error::Damaged(Problem::BadPage { id, what: "an inline bucket that is a branch" })),
-        }
+        let entry = |element: Result<Element<'_>>| match element? {
+            Element::Value { key, value } => Ok(Leaf { key: key.to_vec(), value: Value::Bytes(value.to_vec()) }),
+            Element::Branch { .. } | Element::Bucket { .. } => unreachable!("not in an inline page"),
+        };
+        inline_elements(b, id)?.map(entry).collect::<Result<_>>().map(Self::Leaf)
     }
 
     /// Encodes as page `id` with `overflow` more pages; the caller pads.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::Utc;
 
-use crate::catalog::ImageRecord;
+use crate::catalog::{ImageBlob, ImageRecord};
 use crate::content::{self, Store};
 use crate::metadata::{self, Blob, Image, K8S_NAMESPACE, Labels, MetaDb, labels, put_blob, put_image};
 use crate::oci::Digest;
@@ -57,18 +57,19 @@ pub fn bootstrap(meta: &mut MetaDb, namespace: &str, images: &[Ready]) -> Result
     }
     let now = Utc::now();
     let changed = meta.write(|tx| {
-        for Ready(image) in images {
-            for blob in &image.blobs {
-                let labels: Labels =
-                    blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
-                let record = Blob {
-                    digest: &blob.descriptor.digest,
-                    size: blob.descriptor.size,
-                    labels: &labels,
-                    source: (&image.source.0, &image.source.1),
-                };
-                put_blob(tx, namespace, &record, now)?;
-            }
+        // In the order of their keys: records then go to the end of what is loaded.
+        let mut blobs: Vec<(&ImageBlob, &ImageRecord)> =
+            images.iter().flat_map(|Ready(image)| image.blobs.iter().map(move |blob| (blob, image))).collect();
+        blobs.sort_by(|(a, _), (b, _)| a.descriptor.digest.cmp(&b.descriptor.digest));
+        for (blob, image) in blobs {
+            let labels: Labels = blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
+            let record = Blob {
+                digest: &blob.descriptor.digest,
+                size: blob.descriptor.size,
+                labels: &labels,
+                source: (&image.source.0, &image.source.1),
+            };
+            put_blob(tx, namespace, &record, now)?;
         }
         // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
         let by_name: BTreeMap<&str, &ImageRecord> =

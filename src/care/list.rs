@@ -1,6 +1,6 @@
 //! What containerd will list.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::walk::walk;
 use crate::bolt::Lock;
 use crate::content::Store;
 use crate::metadata::{self, MetaDb, labels};
-use crate::oci::Digest;
+use crate::oci::{Descriptor, Digest};
 use crate::root::Root;
 
 /// An image as containerd lists it.
@@ -38,32 +38,51 @@ pub struct ListedImage {
 pub fn images(root: &Root, namespace: Option<&str>) -> Result<Vec<ListedImage>> {
     let store = Store::open(root)?;
     let mut meta = MetaDb::lock(root, Lock::Shared)?;
-    let listed = meta.read(|tx| {
+    let rows = meta.read(|tx| {
         let namespaces = match namespace {
             Some(one) => vec![one.to_owned()],
             None => metadata::namespaces(tx)?,
         };
-        let mut listed = Vec::new();
+        let mut rows = Vec::new();
         for namespace in namespaces {
-            let blobs: HashSet<Digest> =
-                metadata::blobs(tx, &namespace)?.into_iter().flatten().map(|blob| blob.digest).collect();
-            for image in metadata::images(tx, &namespace)? {
-                listed.push(row(&store, &namespace, image?, &blobs));
-            }
+            let blobs = metadata::blob_digests(tx, &namespace)?;
+            let images: Vec<_> = metadata::images(tx, &namespace)?.into_iter().collect::<Result<_, _>>()?;
+            rows.push((namespace, blobs, images));
         }
-        Ok(listed)
+        Ok(rows)
     })?;
-    Ok(listed.unwrap_or_default())
+    let mut listed = Vec::new();
+    for (namespace, blobs, images) in rows.unwrap_or_default() {
+        let sizes = sizes(&store, &images, &blobs);
+        let row = |image: metadata::ImageRow| ListedImage {
+            namespace: namespace.clone(),
+            size: sizes.get(&image.target.digest).copied(),
+            name: image.name,
+            digest: image.target.digest.to_string(),
+            media_type: image.target.media_type,
+            pinned: image.labels.get(labels::CRI_PINNED.0).is_some_and(|value| value == labels::CRI_PINNED.1),
+            created: image.created.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
+        };
+        listed.extend(images.into_iter().map(row));
+    }
+    Ok(listed)
 }
 
-fn row(store: &Store, namespace: &str, image: metadata::ImageRow, blobs: &HashSet<Digest>) -> ListedImage {
-    ListedImage {
-        namespace: namespace.to_owned(),
-        size: walk(store, &image.target, &|digest| blobs.contains(digest)).ok().map(|walk| walk.size()),
-        name: image.name,
-        digest: image.target.digest.to_string(),
-        media_type: image.target.media_type,
-        pinned: image.labels.get(labels::CRI_PINNED.0).is_some_and(|value| value == labels::CRI_PINNED.1),
-        created: image.created.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
-    }
+/// Sizes of targets whose documents are all here. Several records share a target, and thousands of documents are read.
+fn sizes(store: &Store, images: &[metadata::ImageRow], blobs: &HashSet<Digest>) -> HashMap<Digest, u64> {
+    let mut seen = HashSet::new();
+    let targets: Vec<&Descriptor> =
+        images.iter().map(|i| &i.target).filter(|target| seen.insert(&target.digest)).collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let size = |target: &&Descriptor| {
+            let walk = walk(store, target, &|digest| blobs.contains(digest)).ok()?;
+            Some((target.digest.clone(), walk.size()))
+        };
+        let parts: Vec<_> = targets
+            .chunks(targets.len().div_ceil(threads).max(1))
+            .map(|part| scope.spawn(move || part.iter().filter_map(size).collect::<Vec<_>>()))
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+    })
 }

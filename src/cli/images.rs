@@ -26,7 +26,7 @@ pub(super) struct ImagesArgs {
 pub(super) fn run(args: &ImagesArgs) -> Result<u8, Failed> {
     let images = prebake::care::images(&args.root.existing()?, args.namespace.as_deref()).map_err(Failed::new)?;
     if args.json {
-        images.iter().for_each(output::say_json);
+        output::say_json_lines(&images);
         return Ok(0);
     }
     let mut rows = vec![["NAMESPACE", "NAME", "TARGET", "SIZE", "PINNED"].map(str::to_owned).to_vec()];

@@ -1,6 +1,6 @@
 //! Lines to a person or to a program. A reader that went away is nobody's error.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use clap::Args;
 use prebake::bake::Outcome;
@@ -32,6 +32,15 @@ pub(super) fn tell(line: impl AsRef<str>) {
 /// A result as JSON, in one line.
 pub(super) fn say_json(value: &impl Serialize) {
     say(serde_json::to_string(value).unwrap_or_default());
+}
+
+/// Results as JSON, a line each.
+pub(super) fn say_json_lines(values: &[impl Serialize]) {
+    let mut out = BufWriter::new(io::stdout().lock());
+    for value in values {
+        let _ = serde_json::to_writer(&mut out, value);
+        let _ = out.write_all(b"\n");
+    }
 }
 
 /// Why a command failed.

@@ -24,7 +24,7 @@ use rustix::fs::{CWD, RenameFlags};
 
 pub use labels::Labels;
 pub use records::{
-    Blob, BlobRow, Image, ImageRow, Snapshot, blobs, images, namespaces, put_blob, put_image, snapshots,
+    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, images, namespaces, put_blob, put_image, snapshots,
 };
 
 use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx, lock_holder};

@@ -1,11 +1,12 @@
 //! Records of images and blobs.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
 use super::{Error, Labels, Result, codec};
-use crate::bolt::{self, Entry, Item, Tx};
+use crate::bolt::{self, Entry, Item, Seen, Tx, View};
 use crate::oci::{Descriptor, Digest};
 
 const V1: &[u8] = b"v1";
@@ -181,38 +182,30 @@ pub fn namespaces(tx: &Tx<'_>) -> Result<Vec<String>> {
 /// # Errors
 /// [`Error::Bolt`].
 pub fn images(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<ImageRow>>> {
-    let entries = bolt_list(tx, &[V1, namespace.as_bytes(), IMAGES])?;
-    entries
-        .into_iter()
-        .map(|(name, item)| {
-            if item != Item::Bucket {
-                let what = "a plain key among the images, at which containerd panics";
-                return Ok(Err(wrong(&[V1, namespace.as_bytes(), IMAGES, &name], what)));
-            }
-            image(tx, namespace, &name)
+    let path = [V1, namespace.as_bytes(), IMAGES];
+    rows(tx, &path, "a plain key among the images, at which containerd panics", &mut |name, view| {
+        let at = |what| wrong(&[&path[..], &[name]].concat(), what);
+        let target = view.bucket(TARGET, &mut |target| {
+            let Some(target) = target else {
+                return Ok(Err(at("an image without a target, at which containerd exits")));
+            };
+            let digest = target.get(DIGEST)?.and_then(|bytes| lossy(&bytes).parse().ok());
+            let media_type = target.get(MEDIA_TYPE)?.map(|bytes| lossy(&bytes)).unwrap_or_default();
+            Ok(match (digest, size(&target)?) {
+                (Some(digest), Some(size)) => Ok(Descriptor::new(media_type, digest, size)),
+                _ => Err(at("a target without a valid digest and size")),
+            })
+        })?;
+        Ok(match target {
+            Err(error) => Err(error),
+            Ok(target) => Ok(ImageRow {
+                name: lossy(name),
+                target,
+                labels: labels(view)?,
+                created: view.get(CREATED)?.and_then(|bytes| codec::parse_time(&bytes)),
+            }),
         })
-        .collect()
-}
-
-fn image(tx: &Tx<'_>, namespace: &str, name: &[u8]) -> Result<Result<ImageRow>> {
-    let path = [V1, namespace.as_bytes(), IMAGES, name];
-    let target = [&path[..], &[TARGET]].concat();
-    if tx.sequence(&target).map_err(bolt_error)?.is_none() {
-        return Ok(Err(wrong(&path, "an image without a target, at which containerd exits")));
-    }
-    let digest = text(tx, &target, DIGEST)?.and_then(|text| text.parse().ok());
-    let size =
-        bolt_get(tx, &target, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes)).and_then(|n| u64::try_from(n).ok());
-    let (Some(digest), Some(size)) = (digest, size) else {
-        return Ok(Err(wrong(&target, "a target without a valid digest and size")));
-    };
-    let media_type = text(tx, &target, MEDIA_TYPE)?.unwrap_or_default();
-    Ok(Ok(ImageRow {
-        name: lossy(name),
-        target: Descriptor::new(media_type, digest, size),
-        labels: read_labels(tx, &path)?,
-        created: bolt_get(tx, &path, CREATED)?.and_then(|bytes| codec::parse_time(&bytes)),
-    }))
+    })
 }
 
 /// The blobs of a namespace by digest; what is wrong with one comes in its place.
@@ -220,25 +213,61 @@ fn image(tx: &Tx<'_>, namespace: &str, name: &[u8]) -> Result<Result<ImageRow>> 
 /// # Errors
 /// [`Error::Bolt`].
 pub fn blobs(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<BlobRow>>> {
-    let parent = [V1, namespace.as_bytes(), CONTENT, BLOB];
-    let entries = bolt_list(tx, &parent)?;
-    entries
-        .into_iter()
-        .map(|(key, item)| {
-            let path = [&parent[..], &[&key]].concat();
-            if item != Item::Bucket {
-                return Ok(Err(wrong(&path, "a plain key among the blobs")));
-            }
-            let Ok(digest) = lossy(&key).parse::<Digest>() else {
-                return Ok(Err(wrong(&path, "a blob whose key is no digest")));
-            };
-            let size = bolt_get(tx, &path, SIZE)?.and_then(|bytes| codec::parse_varint(&bytes));
-            let Some(size) = size.and_then(|n| u64::try_from(n).ok()) else {
-                return Ok(Err(wrong(&path, "a blob without a valid size")));
-            };
-            Ok(Ok(BlobRow { digest, size, labels: read_labels(tx, &path)? }))
+    let path = [V1, namespace.as_bytes(), CONTENT, BLOB];
+    rows(tx, &path, "a plain key among the blobs", &mut |key, view| {
+        let at = |what| wrong(&[&path[..], &[key]].concat(), what);
+        let Ok(digest) = lossy(key).parse::<Digest>() else { return Ok(Err(at("a blob whose key is no digest"))) };
+        let Some(size) = size(view)? else { return Ok(Err(at("a blob without a valid size"))) };
+        Ok(Ok(BlobRow { digest, size, labels: labels(view)? }))
+    })
+}
+
+/// The digests of a namespace's blobs; keys that are none are passed over.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn blob_digests(tx: &Tx<'_>, namespace: &str) -> Result<HashSet<Digest>> {
+    let keys = bolt_list(tx, &[V1, namespace.as_bytes(), CONTENT, BLOB])?;
+    Ok(keys.into_iter().filter_map(|(key, _)| lossy(&key).parse().ok()).collect())
+}
+
+/// What `row` makes of each bucket in a bucket; a plain key among them is wrong.
+fn rows<R>(
+    tx: &Tx<'_>,
+    path: &Path<'_>,
+    plain: &'static str,
+    row: &mut dyn FnMut(&[u8], &View<'_>) -> Result<Result<R>, bolt::Error>,
+) -> Result<Vec<Result<R>>> {
+    let mut found = Vec::new();
+    let read = tx.view(path, &mut |view| {
+        let Some(view) = view else { return Ok(()) };
+        view.each(&mut |key, seen| {
+            found.push(match seen {
+                Seen::Value(_) => Err(wrong(&[path, &[key]].concat(), plain)),
+                Seen::Bucket(view) => row(key, &view)?,
+            });
+            Ok(())
         })
-        .collect()
+    });
+    read.map_err(bolt_error).map(|()| found)
+}
+
+fn size(view: &View<'_>) -> Result<Option<u64>, bolt::Error> {
+    Ok(view.get(SIZE)?.and_then(|bytes| codec::parse_varint(&bytes)).and_then(|n| u64::try_from(n).ok()))
+}
+
+fn labels(view: &View<'_>) -> Result<Labels, bolt::Error> {
+    let mut all = Labels::new();
+    view.bucket(LABELS, &mut |labels| match labels {
+        None => Ok(()),
+        Some(labels) => labels.each(&mut |key, seen| {
+            if let Seen::Value(value) = seen {
+                all.insert(lossy(key), lossy(value));
+            }
+            Ok(())
+        }),
+    })?;
+    Ok(all)
 }
 
 /// The snapshots of a namespace, of all snapshotters.
@@ -250,15 +279,12 @@ pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Snapshot>> {
     let mut found = Vec::new();
     for snapshotter in buckets(tx, &parent)? {
         let path = [&parent[..], &[&snapshotter]].concat();
-        for key in buckets(tx, &path)? {
-            let path = [&path[..], &[&key]].concat();
-            found.push(Snapshot {
-                snapshotter: lossy(&snapshotter),
-                key: lossy(&key),
-                parent: text(tx, &path, PARENT)?.unwrap_or_default(),
-                name: text(tx, &path, NAME)?.unwrap_or_default(),
-            });
-        }
+        let rows = rows(tx, &path, "a plain key among the snapshots", &mut |key, view| {
+            let text = |key| Ok::<_, bolt::Error>(view.get(key)?.map(|bytes| lossy(&bytes)).unwrap_or_default());
+            let (parent, name) = (text(PARENT)?, text(NAME)?);
+            Ok(Ok(Snapshot { snapshotter: lossy(&snapshotter), key: lossy(key), parent, name }))
+        })?;
+        found.extend(rows.into_iter().flatten());
     }
     Ok(found)
 }
@@ -274,10 +300,6 @@ fn read_labels(tx: &Tx<'_>, path: &Path<'_>) -> Result<Labels> {
 
 fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(bolt_list(tx, path)?.into_iter().filter(|(_, item)| *item == Item::Bucket).map(|(key, _)| key).collect())
-}
-
-fn text(tx: &Tx<'_>, path: &Path<'_>, key: &[u8]) -> Result<Option<String>> {
-    Ok(bolt_get(tx, path, key)?.map(|bytes| lossy(&bytes)))
 }
 
 fn lossy(bytes: &[u8]) -> String {
