@@ -231,12 +231,15 @@ pub fn blob_digests(tx: &Tx<'_>, namespace: &str) -> Result<HashSet<Digest>> {
     Ok(keys.into_iter().filter_map(|(key, _)| lossy(&key).parse().ok()).collect())
 }
 
+/// A row, or what is wrong with it; or why it could not be read.
+type Row<R> = Result<Result<R>, bolt::Error>;
+
 /// What `row` makes of each bucket in a bucket; a plain key among them is wrong.
 fn rows<R>(
     tx: &Tx<'_>,
     path: &Path<'_>,
     plain: &'static str,
-    row: &mut dyn FnMut(&[u8], &View<'_>) -> Result<Result<R>, bolt::Error>,
+    row: &mut dyn FnMut(&[u8], &View<'_>) -> Row<R>,
 ) -> Result<Vec<Result<R>>> {
     let mut found = Vec::new();
     let read = tx.view(path, &mut |view| {
