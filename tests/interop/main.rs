@@ -9,4 +9,5 @@ mod support;
 mod bake;
 mod bbolt;
 mod cri;
+mod lockstep;
 mod peers;

@@ -116,28 +116,53 @@ fn slices(path: &[Vec<u8>]) -> Vec<&[u8]> {
     path.iter().map(Vec::as_slice).collect()
 }
 
-/// A random script of about `len` operations, and the state it leads to. The shape (key and value sizes, how many
-/// deletes, how deep) is drawn too, so that some seeds give flat big buckets and others deep small ones.
-pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
-    let mut model = Model::default();
-    let mut ops = Vec::new();
-    let buckets: Vec<Vec<Vec<u8>>> = {
-        let mut paths: Vec<Vec<Vec<u8>>> = Vec::new();
+/// What random scripts are like: some are flat and big, others deep and small.
+pub struct Shape {
+    buckets: Vec<Vec<Vec<u8>>>,
+    key_space: usize,
+    key_size: usize,
+    value_size: usize,
+    deletes: usize,
+    commits: usize,
+}
+
+impl Shape {
+    /// A shape for scripts of about `len` operations.
+    pub fn random(rng: &mut Rng, len: usize) -> Self {
+        let mut buckets: Vec<Vec<Vec<u8>>> = Vec::new();
         for _ in 0..=rng.below(8) {
-            let mut path =
-                if paths.is_empty() || rng.one_in(3) { Vec::new() } else { paths[rng.below(paths.len())].clone() };
+            let top = buckets.is_empty() || rng.one_in(3);
+            let mut path = if top { Vec::new() } else { buckets[rng.below(buckets.len())].clone() };
             let long = rng.one_in(8);
             let size = 1 + rng.below(if long { 300 } else { 12 });
             path.push([b"B".to_vec(), rng.bytes(size)].concat());
-            paths.push(path);
+            buckets.push(path);
         }
-        paths
-    };
-    let key_space = [20, 300, 5000][rng.below(3)];
-    let key_size = [4, 4, 40, 2000][rng.below(4)];
-    let value_size = [1, 20, 200, 3000, 20_000][rng.below(5)].min(600_000 / len.max(1) + 200);
-    let deletes = [0, 3, 8][rng.below(3)];
-    let commits = [len + 1, 10, 60][rng.below(3)];
+        Self {
+            buckets,
+            key_space: [20, 300, 5000][rng.below(3)],
+            key_size: [4, 4, 40, 2000][rng.below(4)],
+            value_size: [1, 20, 200, 3000, 20_000][rng.below(5)].min(600_000 / len.max(1) + 200),
+            deletes: [0, 3, 8][rng.below(3)],
+            commits: [len + 1, 10, 60][rng.below(3)],
+        }
+    }
+}
+
+/// A random script of about `len` operations on an empty database, and the state it leads to.
+pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
+    let mut model = Model::default();
+    let shape = Shape::random(rng, len);
+    let ops = random_on(rng, len, &mut model, &shape);
+    (ops, model)
+}
+
+/// A random script of about `len` operations on the state `model`, which becomes the state it leads to.
+pub fn random_on(rng: &mut Rng, len: usize, model: &mut Model, shape: &Shape) -> Vec<Op> {
+    let Shape { buckets, key_space, key_size, value_size, deletes, commits } = shape;
+    let (key_space, key_size, value_size) = (*key_space, *key_size, *value_size);
+    let (deletes, commits) = (*deletes, *commits);
+    let mut ops = Vec::new();
     for _ in 0..len {
         let path = &buckets[rng.below(buckets.len())];
         if rng.one_in(commits) {
@@ -182,5 +207,5 @@ pub fn random(rng: &mut Rng, len: usize) -> (Vec<Op>, Model) {
             ops.push(Op::Put(path.clone(), key, value));
         }
     }
-    (ops, model)
+    ops
 }

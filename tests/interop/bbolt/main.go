@@ -146,6 +146,8 @@ func build(file, script string, options []string) error {
 	for _, o := range options {
 		if o == "nofreelist" {
 			opts.NoFreelistSync = true
+		} else if o == "nosync" {
+			opts.NoSync = true
 		} else if n, err := strconv.Atoi(o); err == nil {
 			opts.PageSize = n
 		}
