@@ -14,7 +14,7 @@ use crate::catalog::Catalog;
 use crate::content::{self, Started, Stat, Store};
 use crate::kind::chain;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
-use crate::registry::{self, Client, RawDocument};
+use crate::registry::{self, Client, RawDocument, Room};
 
 /// How often a blob or document is asked for when what comes is broken.
 const TRIES: usize = 2;
@@ -98,7 +98,8 @@ impl Blobs {
             let known = self.catalog.images(&self.namespace)?.into_iter().find(|image| image.target.digest == *digest);
             let declared = known.map(|image| image.target.media_type).unwrap_or_default();
             let descriptor = Descriptor::new(declared, digest.clone(), stat.size);
-            let raw = self.read(&descriptor).await?;
+            let room = self.client.room(stat.size).await;
+            let raw = self.read(&descriptor, room).await?;
             return Ok((descriptor, raw));
         }
         let mut tries = 1;
@@ -111,7 +112,7 @@ impl Blobs {
     }
 
     async fn target_once(self: &Arc<Self>, reference: &Reference) -> Result<(Descriptor, RawDocument)> {
-        let raw = self.client.document(reference, reference.target(), MAX_DOCUMENT).await?;
+        let raw = self.client.document(reference, reference.target(), MAX_DOCUMENT, None).await?;
         let got = Digest::of_as(&raw.bytes, reference.digest());
         if let Some(expected) = reference.digest()
             && got != *expected
@@ -148,35 +149,49 @@ impl Blobs {
         if *size > MAX_DOCUMENT {
             return Err(Error::TooLarge { digest: digest.clone(), size: *size });
         }
-        let mut guard = self.lock(descriptor).await?;
+        // Before the lock: whoever has room never waits for somebody who waits for room.
+        let room = self.client.room(*size).await;
+        let guard = self.lock(descriptor).await?;
         if guard.is_some() {
-            return self.read(descriptor).await;
+            return self.read(descriptor, room).await;
         }
         if self.is_whole(descriptor).await? {
             self.done(descriptor, guard, false);
-            return self.read(descriptor).await;
+            return self.read(descriptor, room).await;
         }
+        let (bytes, guard) = self.small_blob(reference, descriptor, kind, guard).await?;
+        self.done_at_once(descriptor, guard);
+        Ok(RawDocument::new(bytes, room))
+    }
+
+    async fn small_blob(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        kind: Small,
+        mut guard: Guard,
+    ) -> Result<(Bytes, Guard)> {
+        let Descriptor { digest, size, .. } = descriptor;
         let mut tries = 1;
         loop {
+            // The caller has the room.
+            let none = Some(self.client.room(0).await);
             let got = match kind {
-                Small::Document => self.client.document(reference, digest.as_str(), *size).await,
-                Small::Blob => self.client.small_blob(reference, digest, *size).await,
+                Small::Document => self.client.document(reference, digest.as_str(), *size, none).await,
+                Small::Blob => self.client.small_blob(reference, digest, *size, none).await,
             };
             let result = match got {
                 Err(error) => Err(error.into()),
                 Ok(raw) => {
                     let written;
                     (guard, written) = self.write(descriptor, raw.bytes.clone(), guard).await?;
-                    written.map(|()| raw)
+                    written.map(|()| raw.bytes.clone())
                 }
             };
             match result {
                 Err(error) if is_passing(&error) && tries < TRIES => tries += 1,
                 Err(error) => return Err(error),
-                Ok(raw) => {
-                    self.done_at_once(descriptor, guard);
-                    return Ok(raw);
-                }
+                Ok(bytes) => return Ok((bytes, guard)),
             }
         }
     }
@@ -296,10 +311,10 @@ impl Blobs {
         Ok((guard, written.map_err(Error::from)))
     }
 
-    async fn read(self: &Arc<Self>, descriptor: &Descriptor) -> Result<RawDocument> {
+    async fn read(self: &Arc<Self>, descriptor: &Descriptor, room: Room) -> Result<RawDocument> {
         let (blobs, digest) = (self.clone(), descriptor.digest.clone());
-        let read = blocking(move || Ok(blobs.store.read(&digest, MAX_DOCUMENT)?.into()));
-        self.client.held(descriptor.size, read).await
+        let bytes = blocking(move || Ok(blobs.store.read(&digest, MAX_DOCUMENT)?.into())).await?;
+        Ok(RawDocument::new(bytes, room))
     }
 
     /// Whether the blob's file is there and right: known to the catalog, or hashed now.

@@ -47,8 +47,12 @@ pub struct RawDocument {
     pub bytes: Bytes,
     /// The registry's `Content-Type`, without parameters; empty when it gave none.
     pub media_type: String,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
 }
+
+/// Room for a document in memory, given back when dropped. To be taken before any lock, or two could wait for each other.
+#[derive(Debug)]
+pub struct Room(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
 /// What all documents under way may take together, in KiB: two of the largest.
 const ROOM: u32 = 16 << 10;
@@ -79,43 +83,48 @@ impl Client {
         })
     }
 
-    /// A document of `size` bytes that `read` gets from elsewhere, once there is room for it.
-    ///
-    /// # Errors
-    /// Those of `read`.
-    pub async fn held<E>(&self, size: u64, read: impl Future<Output = Result<Bytes, E>>) -> Result<RawDocument, E> {
-        let room = self.room(size).await;
-        Ok(RawDocument { bytes: read.await?, media_type: String::new(), _room: room })
-    }
-
-    async fn room(&self, bytes: u64) -> OwnedSemaphorePermit {
+    /// Waits until there is room for a document of that many bytes.
+    pub async fn room(&self, bytes: u64) -> Room {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
         match self.room.clone().acquire_many_owned(kib).await {
-            Ok(permit) => permit,
+            Ok(permit) => Room(permit),
             Err(_) => unreachable!("the semaphore is never closed"),
         }
     }
 
-    /// Gets an index or manifest by tag or digest; at most `limit` bytes.
+    /// Gets an index or manifest by tag or digest; at most `limit` bytes. Without `room` it takes some, once it is known how
+    /// much.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn document(&self, reference: &Reference, target: &str, limit: u64) -> Result<RawDocument> {
+    pub async fn document(
+        &self,
+        reference: &Reference,
+        target: &str,
+        limit: u64,
+        room: Option<Room>,
+    ) -> Result<RawDocument> {
         let what = format!("{}{}{target}", reference.repository(), if target.contains(':') { "@" } else { ":" });
         let response = self.get(reference, "manifests", target, &media_type::DOCUMENTS.join(", "), &what).await?;
         let declared = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = declared.split(';').next().unwrap_or_default().trim().to_owned();
-        self.collect(response, reference, &what, limit, media_type).await
+        self.collect(response, reference, &what, limit, media_type, room).await
     }
 
     /// Gets a config: a blob that is small, at most `limit` bytes.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn small_blob(&self, reference: &Reference, digest: &Digest, limit: u64) -> Result<RawDocument> {
+    pub async fn small_blob(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        limit: u64,
+        room: Option<Room>,
+    ) -> Result<RawDocument> {
         let what = format!("blob {digest}");
         let response = self.get(reference, "blobs", digest.as_str(), "*/*", &what).await?;
-        self.collect(response, reference, &what, limit, String::new()).await
+        self.collect(response, reference, &what, limit, String::new(), room).await
     }
 
     /// Starts to get a blob.
@@ -179,6 +188,7 @@ impl Client {
         what: &str,
         limit: u64,
         media_type: String,
+        room: Option<Room>,
     ) -> Result<RawDocument> {
         let registry = reference.registry();
         let too_large = || Error::TooLarge { registry: registry.to_owned(), what: what.to_owned(), limit };
@@ -186,7 +196,10 @@ impl Client {
         if promised > limit {
             return Err(too_large());
         }
-        let room = self.room(promised).await;
+        let room = match room {
+            Some(room) => room,
+            None => self.room(promised).await,
+        };
         let mut all = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|source| transport(registry, what, source))? {
             if all.len() as u64 + chunk.len() as u64 > limit {
@@ -197,6 +210,13 @@ impl Client {
             all.extend_from_slice(&chunk);
         }
         Ok(RawDocument { bytes: all.into(), media_type, _room: room })
+    }
+}
+
+impl RawDocument {
+    /// A document that was got elsewhere.
+    pub fn new(bytes: Bytes, room: Room) -> Self {
+        Self { bytes, media_type: String::new(), _room: room }
     }
 }
 

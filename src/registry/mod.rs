@@ -8,7 +8,7 @@ mod auth;
 mod client;
 mod credentials;
 
-pub use client::{Blob, Client, Options, RawDocument};
+pub use client::{Blob, Client, Options, RawDocument, Room};
 pub use credentials::{Credentials, CredentialsError};
 
 /// Why a registry did not give what was asked for.
