@@ -12,6 +12,7 @@ pub mod kind;
 pub mod layer;
 pub mod metadata;
 pub mod oci;
+mod parallel;
 pub mod registry;
 pub mod root;
 

@@ -22,6 +22,7 @@ use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
+use crate::parallel;
 use crate::registry;
 use crate::root::{Root, RootError};
 
@@ -218,8 +219,10 @@ fn record(
 ) -> Result<Vec<Outcome>, Error> {
     let mut ready = Vec::new();
     let mut outcomes = Vec::new();
+    let images = parallel::map(images.collect(), |(name, image): (String, Result<ImageRecord, Failure>)| {
+        (name, image.and_then(|image| offline::ready(store, image).map_err(|error| Failure::new(&error.into()))))
+    });
     for (name, image) in images {
-        let image = image.and_then(|image| offline::ready(store, image).map_err(|error| Failure::new(&error.into())));
         let failure = match image {
             Ok(image) => {
                 ready.push(image);

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::node::Node;
 use super::page::{HEADER, Header, Kind, encode_freelist, freelist_len};
 use super::storage::Storage;
-use super::{Error, Problem, Result};
+use super::{Error, MAX_PAGE, Problem, Result};
 
 /// Reads pages below the high-water mark.
 #[derive(Clone, Copy)]
@@ -14,60 +15,84 @@ pub(super) struct Pages<'s> {
     pub(super) storage: &'s dyn Storage,
     pub(super) page_size: usize,
     pub(super) high_water: u64,
-    /// For a walk over all pages, which mostly lie in its order.
-    pub(super) window: Option<&'s RefCell<Window>>,
+    /// For a walk over many pages.
+    pub(super) windows: Option<&'s RefCell<Windows>>,
 }
 
-/// Pages read at once, and the first of them.
-#[derive(Default)]
-pub(super) struct Window {
-    first: u64,
-    bytes: Vec<u8>,
+/// A page with its overflow pages; derefs to their bytes.
+pub(super) struct Page {
+    bytes: Arc<Vec<u8>>,
+    start: usize,
+    len: usize,
 }
+
+impl std::ops::Deref for Page {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// Runs of pages read at once, the one used last in front. A bucket's leaves lie in one run, the buckets in them in
+/// another: a walk goes to and fro between a few.
+#[derive(Default)]
+pub(super) struct Windows(Vec<(u64, Arc<Vec<u8>>)>);
 
 /// How much a file may grow beyond what is written, in bytes; bbolt grows it by 16 MiB.
 const MAX_GROWTH: u64 = 16 << 20;
-/// Bytes of a window.
-const WINDOW: usize = 1 << 18;
+/// Windows held, and the bytes of each.
+const WINDOWS: usize = 4;
+const WINDOW: usize = 1 << 17;
+/// Pages are written in runs of at most this many bytes.
+const WRITE_BUFFER: usize = 1 << 18;
 
 impl Pages<'_> {
     /// A page with its overflow pages.
-    pub(super) fn read(&self, id: u64) -> Result<(Header, Vec<u8>)> {
+    pub(super) fn read(&self, id: u64) -> Result<(Header, Page)> {
         let bad = |what| Error::Damaged(Problem::BadPage { id, what });
         if id < 2 || id >= self.high_water {
             return Err(bad("referred to, but outside the pages in use"));
         }
-        let mut bytes = self.first_page(id)?;
-        let header = Header::decode(&bytes);
+        let page = self.first_page(id)?;
+        let header = Header::decode(&page);
         if header.id != id {
             return Err(bad("a page that carries another page's id"));
         }
         if u64::from(header.overflow) >= self.high_water - id {
             return Err(bad("overflow pages past the pages in use"));
         }
-        if header.overflow > 0 {
-            bytes.resize(self.page_size * (header.overflow as usize + 1), 0);
-            let offset = (id + 1) * self.page_size as u64;
-            self.storage.read_at(&mut bytes[self.page_size..], offset).map_err(Error::io("reading"))?;
+        if header.overflow == 0 {
+            return Ok((header, page));
         }
-        Ok((header, bytes))
+        let len = (u64::from(header.overflow) + 1) * self.page_size as u64;
+        let len = usize::try_from(len).ok().filter(|len| *len <= MAX_PAGE);
+        let len = len.ok_or_else(|| bad("a page with more overflow pages than prebake reads"))?;
+        let mut bytes = vec![0; len];
+        self.storage.read_at(&mut bytes, id * self.page_size as u64).map_err(Error::io("reading"))?;
+        Ok((header, Page { bytes: Arc::new(bytes), start: 0, len }))
     }
 
-    fn first_page(&self, id: u64) -> Result<Vec<u8>> {
-        let read = |pages: usize| {
-            let mut bytes = vec![0; pages * self.page_size];
+    fn first_page(&self, id: u64) -> Result<Page> {
+        let len = self.page_size;
+        let read = |mut bytes: Vec<u8>| {
             let read = self.storage.read_at(&mut bytes, id * self.page_size as u64);
-            read.map_err(Error::io("reading")).map(|()| bytes)
+            read.map_err(Error::io("reading")).map(|()| Arc::new(bytes))
         };
-        let Some(window) = self.window else { return read(1) };
-        let mut window = window.borrow_mut();
-        let held = (window.bytes.len() / self.page_size) as u64;
-        if id < window.first || id >= window.first + held {
-            let pages = (WINDOW / self.page_size).min(usize::try_from(self.high_water - id).unwrap_or(usize::MAX));
-            *window = Window { first: id, bytes: read(pages)? };
+        let Some(windows) = self.windows else { return Ok(Page { bytes: read(vec![0; len])?, start: 0, len }) };
+        let windows = &mut windows.borrow_mut().0;
+        let pages = |bytes: &Arc<Vec<u8>>| (bytes.len() / len) as u64;
+        if let Some(i) = windows.iter().position(|(first, bytes)| (*first..first + pages(bytes)).contains(&id)) {
+            windows[..=i].rotate_right(1);
+        } else {
+            let held = if windows.len() < WINDOWS { None } else { windows.pop() };
+            let mut bytes = held.and_then(|(_, bytes)| Arc::try_unwrap(bytes).ok()).unwrap_or_default();
+            let ahead = usize::try_from(self.high_water - id).unwrap_or(usize::MAX);
+            bytes.resize((WINDOW / len).min(ahead) * len, 0);
+            windows.insert(0, (id, read(bytes)?));
         }
-        let at = usize::try_from(id - window.first).unwrap_or(0) * self.page_size;
-        Ok(window.bytes[at..at + self.page_size].to_vec())
+        let (first, bytes) = &windows[0];
+        Ok(Page { bytes: bytes.clone(), start: usize::try_from(id - first).unwrap_or(0) * len, len })
     }
 
     pub(super) fn node(&self, id: u64) -> Result<Node> {
@@ -119,11 +144,13 @@ pub(super) struct Pager<'s> {
     pub(super) freed: FreeRuns,
     /// Length of the storage, once it was asked for, in bytes.
     pub(super) len: Option<u64>,
+    /// Pages that are still to be written, in a row, and where.
+    pub(super) unwritten: (u64, Vec<u8>),
 }
 
 impl Pager<'_> {
     pub(super) fn pages(&self) -> Pages<'_> {
-        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water, window: None }
+        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water, windows: None }
     }
 
     /// Reads a node in order to change it: its pages are free once this transaction is committed.
@@ -182,6 +209,22 @@ impl Pager<'_> {
     fn write(&mut self, id: u64, mut bytes: Vec<u8>, pages: u32) -> Result<()> {
         bytes.resize(pages as usize * self.page_size, 0);
         let offset = id * self.page_size as u64;
+        let (start, unwritten) = &mut self.unwritten;
+        if *start + unwritten.len() as u64 == offset && unwritten.len() + bytes.len() <= WRITE_BUFFER {
+            unwritten.extend(bytes);
+            return Ok(());
+        }
+        self.flush()?;
+        self.unwritten = (offset, bytes);
+        Ok(())
+    }
+
+    /// Writes what is still to be written.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let (offset, bytes) = std::mem::take(&mut self.unwritten);
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let end = offset + bytes.len() as u64;
         let len = match self.len {
             Some(len) => len,

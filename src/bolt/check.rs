@@ -1,6 +1,10 @@
 //! Verification of a whole file: what bbolt's `Tx.Check` finds, and what it misses and later panics on.
 
-use super::alloc::{FreeRuns, Pages};
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::alloc::{FreeRuns, Page, Pages, Windows};
 use super::bucket::{BUCKET_HEADER, Bucket};
 use super::node::{Element, elements, inline_elements};
 use super::page::{Header, Kind, Meta, decode_freelist};
@@ -43,8 +47,13 @@ pub enum Problem {
     #[error("the freelist names page {0} wrongly")]
     BadFree(u64),
     /// Pages that are neither in use nor on the persisted freelist: lost space, no danger.
-    #[error("{0} pages are neither in use nor on the freelist")]
-    Leaked(u64),
+    #[error("{count} pages, the first of them page {first}, are neither in use nor on the freelist")]
+    Leaked {
+        /// The lowest.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
     /// The file ends before its high-water mark; bbolt would crash with SIGBUS.
     #[error("the file has {has} bytes and needs {needs}")]
     Truncated {
@@ -58,7 +67,26 @@ pub enum Problem {
 impl Problem {
     /// Whether nothing may be written to a file that has this.
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::LoneChild(_) | Self::EmptyLeaf(_) | Self::Leaked(_))
+        !matches!(self, Self::LoneChild(_) | Self::EmptyLeaf(_) | Self::Leaked { .. })
+    }
+}
+
+/// A problem, and in which bucket it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong.
+    pub problem: Problem,
+    /// The keys of the buckets from the root to it; empty for the root bucket, and for what is in none.
+    pub bucket: Vec<Vec<u8>>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.problem)?;
+        for (i, key) in self.bucket.iter().enumerate() {
+            write!(f, "{}{}", if i == 0 { " (bucket " } else { "/" }, key.escape_ascii())?;
+        }
+        f.write_str(if self.bucket.is_empty() { "" } else { ")" })
     }
 }
 
@@ -66,17 +94,22 @@ impl Problem {
 #[derive(Debug, Default)]
 pub struct Report {
     /// Everything wrong, in the order it was met; empty when the file is sound.
-    pub problems: Vec<Problem>,
+    pub findings: Vec<Finding>,
 }
+
+/// From this many pages on, a file is walked by several threads.
+const LARGE: u64 = 4096;
+/// Children of a branch from which on it is worth it to walk a half of them beside the other.
+const MANY: usize = 16;
 
 /// Walks the state `meta` describes. Also gives the pages it does not use.
 pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)> {
-    let mut walk = Walk {
-        pages,
-        used: vec![0; usize::try_from(meta.high_water / 64 + 1).unwrap_or(0)],
-        report: Report::default(),
-    };
-    walk.used[0] |= 0b11;
+    let used: Vec<AtomicU64> = (0..=meta.high_water / 64).map(|_| AtomicU64::new(0)).collect();
+    used[0].store(0b11, Ordering::Relaxed);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let spare = AtomicUsize::new(if meta.high_water < LARGE { 0 } else { threads - 1 });
+    let windows = RefCell::default();
+    let mut walk = Walk::new(Pages { windows: Some(&windows), ..pages }, &used, &spare, Vec::new());
     let listed = match meta.freelist {
         Some(id) => walk.freelist(id)?,
         None => None,
@@ -84,27 +117,32 @@ pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)>
     walk.page(meta.root, Bounds::default(), 0)?;
     let mut free = FreeRuns::default();
     let mut unused = 0;
-    for id in (2..meta.high_water).filter(|id| !walk.is_used(*id)) {
+    for id in (2..meta.high_water).filter(|id| !is_used(&used, *id)) {
         free.add(id, 1);
         unused += 1;
     }
     if let Some(mut listed) = listed {
         listed.sort_unstable();
-        let mut sound = 0;
+        let mut sound = Vec::with_capacity(listed.len());
         for (i, &id) in listed.iter().enumerate() {
             if id < 2 || id >= meta.high_water || (i > 0 && listed[i - 1] == id) {
-                walk.report.problems.push(Problem::BadFree(id));
-            } else if walk.is_used(id) {
-                walk.report.problems.push(Problem::FreeInUse(id));
+                walk.found(Problem::BadFree(id));
+            } else if is_used(&used, id) {
+                walk.found(Problem::FreeInUse(id));
             } else {
-                sound += 1;
+                sound.push(id);
             }
         }
-        if unused > sound {
-            walk.report.problems.push(Problem::Leaked(unused - sound));
+        let count = unused - sound.len() as u64;
+        if let Some(first) = free.ids().find(|id| sound.binary_search(id).is_err()) {
+            walk.found(Problem::Leaked { first, count });
         }
     }
-    Ok((walk.report, free))
+    Ok((Report { findings: walk.findings }, free))
+}
+
+fn is_used(used: &[AtomicU64], id: u64) -> bool {
+    usize::try_from(id / 64).is_ok_and(|i| used[i].load(Ordering::Relaxed) & (1 << (id % 64)) != 0)
 }
 
 /// Where the keys of a page must lie; a root page has no bounds.
@@ -116,28 +154,34 @@ struct Bounds<'b> {
 
 struct Walk<'s> {
     pages: Pages<'s>,
-    used: Vec<u64>,
-    report: Report,
+    used: &'s [AtomicU64],
+    /// Threads that may still be started.
+    spare: &'s AtomicUsize,
+    /// Keys from the root to the bucket that is being walked.
+    bucket: Vec<Vec<u8>>,
+    findings: Vec<Finding>,
 }
 
-impl Walk<'_> {
-    fn is_used(&self, id: u64) -> bool {
-        usize::try_from(id / 64).is_ok_and(|i| self.used[i] & (1 << (id % 64)) != 0)
+impl<'s> Walk<'s> {
+    fn new(pages: Pages<'s>, used: &'s [AtomicU64], spare: &'s AtomicUsize, bucket: Vec<Vec<u8>>) -> Self {
+        Self { pages, used, spare, bucket, findings: Vec::new() }
+    }
+
+    fn found(&mut self, problem: Problem) {
+        self.findings.push(Finding { problem, bucket: self.bucket.clone() });
     }
 
     /// Reads a page and marks it and its overflow; `None` after noting what is wrong.
-    fn claim(&mut self, id: u64) -> Result<Option<(Header, Vec<u8>)>> {
+    fn claim(&mut self, id: u64) -> Result<Option<(Header, Page)>> {
         let (header, bytes) = match self.pages.read(id) {
             Ok(read) => read,
             Err(error) => return self.note(error).map(|()| None),
         };
         for id in id..=id + u64::from(header.overflow) {
-            if self.is_used(id) {
-                self.report.problems.push(Problem::UsedTwice(id));
+            let bit = 1 << (id % 64);
+            if usize::try_from(id / 64).is_ok_and(|i| self.used[i].fetch_or(bit, Ordering::Relaxed) & bit != 0) {
+                self.found(Problem::UsedTwice(id));
                 return Ok(None);
-            }
-            if let Ok(i) = usize::try_from(id / 64) {
-                self.used[i] |= 1 << (id % 64);
             }
         }
         Ok(Some((header, bytes)))
@@ -147,7 +191,7 @@ impl Walk<'_> {
     fn note(&mut self, error: Error) -> Result<()> {
         match error {
             Error::Damaged(problem) => {
-                self.report.problems.push(problem);
+                self.found(problem);
                 Ok(())
             }
             other => Err(other),
@@ -157,7 +201,7 @@ impl Walk<'_> {
     fn freelist(&mut self, id: u64) -> Result<Option<Vec<u64>>> {
         let Some((header, bytes)) = self.claim(id)? else { return Ok(None) };
         if header.kind != Some(Kind::Freelist) {
-            self.report.problems.push(Problem::BadPage { id, what: "not the freelist it should be" });
+            self.found(Problem::BadPage { id, what: "not the freelist it should be" });
             return Ok(None);
         }
         match decode_freelist(&bytes) {
@@ -169,7 +213,7 @@ impl Walk<'_> {
     /// Walks a page; the height of the tree below it, where that is sound.
     fn page(&mut self, id: u64, bounds: Bounds<'_>, depth: usize) -> Result<Option<usize>> {
         if depth > MAX_DEPTH {
-            self.report.problems.push(Problem::TooDeep(id));
+            self.found(Problem::TooDeep(id));
             return Ok(None);
         }
         let Some((_, bytes)) = self.claim(id)? else { return Ok(None) };
@@ -186,30 +230,70 @@ impl Walk<'_> {
             && bounds.from.is_none_or(|from| list.first().is_none_or(|first| first.key() >= from))
             && bounds.below.is_none_or(|below| list.last().is_none_or(|last| last.key() < below));
         if !sorted {
-            self.report.problems.push(Problem::KeyOrder(id));
+            self.found(Problem::KeyOrder(id));
         }
         match (branch, list.len()) {
-            (true, 0) => self.report.problems.push(Problem::BadPage { id, what: "a branch without children" }),
-            (true, 1) => self.report.problems.push(Problem::LoneChild(id)),
-            (false, 0) if bounds.from.is_some() => self.report.problems.push(Problem::EmptyLeaf(id)),
+            (true, 0) => self.found(Problem::BadPage { id, what: "a branch without children" }),
+            (true, 1) => self.found(Problem::LoneChild(id)),
+            (false, 0) if bounds.from.is_some() => self.found(Problem::EmptyLeaf(id)),
             _ => {}
+        }
+        let height = self.below(&list, id, bounds, depth)?;
+        Ok(if branch { height.map(|height| height + 1) } else { Some(0) })
+    }
+
+    /// Walks what the elements of a page lead to; the height of the first sound child of a branch.
+    fn below(&mut self, list: &[Element<'_>], id: u64, bounds: Bounds<'_>, depth: usize) -> Result<Option<usize>> {
+        let many = list.len() >= MANY && matches!(list[0], Element::Branch { .. });
+        if many && self.spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+            let (left, right) = list.split_at(list.len() / 2);
+            let middle = right.first().map(Element::key).or(bounds.below);
+            let (left, right) = std::thread::scope(|scope| {
+                let (pages, used, spare) = (Pages { windows: None, ..self.pages }, self.used, self.spare);
+                let (storage, page_size, high_water) = (pages.storage, pages.page_size, pages.high_water);
+                let bucket = self.bucket.clone();
+                let beside = scope.spawn(move || {
+                    let windows: RefCell<Windows> = RefCell::default();
+                    let pages = Pages { storage, page_size, high_water, windows: Some(&windows) };
+                    let mut walk = Walk::new(pages, used, spare, bucket);
+                    let height = walk.below(right, id, bounds, depth);
+                    spare.fetch_add(1, Ordering::Relaxed);
+                    height.map(|height| (height, walk.findings))
+                });
+                let left = self.below(left, id, Bounds { below: middle, ..bounds }, depth);
+                (left, beside.join())
+            });
+            let (right, findings) = right.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let left = left?;
+            self.findings.extend(findings);
+            if let (Some(left), Some(right), Some(Element::Branch { child, .. })) =
+                (left, right, list.get(list.len() / 2))
+                && left != right
+            {
+                self.found(Problem::Unbalanced(*child));
+            }
+            return Ok(left.or(right));
         }
         let mut height = None;
         for (i, element) in list.iter().enumerate() {
             match element {
                 Element::Value { .. } => {}
-                Element::Bucket { value, .. } => self.bucket(value, id, depth)?,
+                Element::Bucket { key, value } => {
+                    self.bucket.push(key.to_vec());
+                    self.bucket(value, id, depth)?;
+                    self.bucket.pop();
+                }
                 Element::Branch { key, child } => {
                     let below = list.get(i + 1).map(Element::key).or(bounds.below);
                     let under = self.page(*child, Bounds { from: Some(key), below }, depth + 1)?;
                     if height.is_some() && under.is_some() && under != height {
-                        self.report.problems.push(Problem::Unbalanced(*child));
+                        self.found(Problem::Unbalanced(*child));
                     }
                     height = height.or(under);
                 }
             }
         }
-        Ok(if branch { height.map(|height: usize| height + 1) } else { Some(0) })
+        Ok(height)
     }
 
     fn bucket(&mut self, value: &[u8], id: u64, depth: usize) -> Result<()> {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::alloc::{FreeRuns, Pager, Pages};
 use super::bucket::{Bucket, position};
-use super::check::{Report, check};
+use super::check::{Finding, Report, check};
 use super::node::{Child, Leaf, Value};
 use super::page::{Header, Kind, Meta, PAGE_SIZES, encode_freelist};
 use super::storage::Storage;
@@ -53,7 +53,7 @@ impl Db {
     /// [`Error::NotBolt`] without a valid meta page, [`Error::Damaged`] when the structure is not safe to write to.
     pub fn open(storage: Box<dyn Storage>) -> Result<Self> {
         let (meta, report, free) = verify(&*storage)?;
-        match report.problems.into_iter().find(Problem::is_fatal) {
+        match report.findings.into_iter().map(|finding| finding.problem).find(Problem::is_fatal) {
             Some(problem) => Err(Error::Damaged(problem)),
             None => Ok(Self { storage, state: State { meta, free, poisoned: false } }),
         }
@@ -66,7 +66,7 @@ impl Db {
     pub fn check(storage: &dyn Storage) -> Result<Report> {
         match verify(storage) {
             Ok((_, report, _)) => Ok(report),
-            Err(Error::Damaged(problem)) => Ok(Report { problems: vec![problem] }),
+            Err(Error::Damaged(problem)) => Ok(Report { findings: vec![Finding { problem, bucket: Vec::new() }] }),
             Err(error) => Err(error),
         }
     }
@@ -109,6 +109,7 @@ impl Db {
             free: self.state.free.clone(),
             freed: FreeRuns::default(),
             len: None,
+            unwritten: (0, Vec::new()),
         };
         let root = Bucket { sequence: meta.sequence, root: Child::Stored(meta.root) };
         Ok(Tx { state: &mut self.state, pager, root, dirty: false })
@@ -122,8 +123,7 @@ fn verify(storage: &dyn Storage) -> Result<(Meta, Report, FreeRuns)> {
     if has < needs || meta.high_water < 3 {
         return Err(Error::Damaged(Problem::Truncated { has, needs }));
     }
-    let window = RefCell::default();
-    let pages = Pages { storage, page_size: meta.page_size, high_water: meta.high_water, window: Some(&window) };
+    let pages = Pages { storage, page_size: meta.page_size, high_water: meta.high_water, windows: None };
     let (report, free) = check(pages, &meta)?;
     Ok((meta, report, free))
 }
@@ -205,7 +205,8 @@ impl Tx<'_> {
     /// # Errors
     /// As [`Tx::get`]; those of `f`.
     pub fn view<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
-        let pages = self.pager.pages();
+        let windows = RefCell::default();
+        let pages = Pages { windows: Some(&windows), ..self.pager.pages() };
         self.read(path, &mut |bucket| match bucket {
             None => f(None),
             Some(bucket) => f(Some(View::new(bucket, &pages)?)),
@@ -329,6 +330,7 @@ impl Tx<'_> {
             txid: old.txid + 1,
             ..old
         };
+        self.pager.flush()?;
         let Pager { storage, mut free, freed, .. } = self.pager;
         storage.sync().map_err(Error::io("syncing"))?;
         write_meta(storage, &meta)?;

@@ -26,7 +26,7 @@ mod page;
 mod storage;
 mod view;
 
-pub use check::{Problem, Report};
+pub use check::{Finding, Problem, Report};
 pub use db::{Db, Entry, FreelistForm, Item, Tx};
 pub use storage::{CrashStorage, Fault, FileStorage, Lock, MemStorage, Storage, Unsynced, lock_holder};
 pub use view::{Seen, View};
@@ -39,6 +39,8 @@ pub const PAGE_SIZE: usize = 4096;
 pub const MAX_KEY: usize = 32_768;
 /// Longest value bbolt accepts, in bytes (`bbolt.MaxValueSize`).
 pub const MAX_VALUE: usize = (1 << 31) - 2;
+/// Longest page with its overflow pages that is read, in bytes: a value of nearly that size fits on one.
+pub const MAX_PAGE: usize = 1 << 30;
 /// How deep pages and buckets may nest altogether. containerd's own files reach about twenty.
 pub const MAX_DEPTH: usize = 128;
 

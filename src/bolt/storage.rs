@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use super::{Error, Result};
 
 /// What a database needs of the thing it lies on. Offsets and lengths are bytes.
-pub trait Storage: Send {
+pub trait Storage: Send + Sync {
     /// Length now.
     fn len(&self) -> io::Result<u64>;
     /// Whether there is nothing yet.

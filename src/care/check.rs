@@ -1,8 +1,7 @@
 //! Whether everything in a root is as containerd needs it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -12,6 +11,7 @@ use crate::bolt::Lock;
 use crate::content::{self, Entry, Stat, Store};
 use crate::metadata::{self, BlobRow, ImageRow, MetaDb, Snapshot, labels};
 use crate::oci::{Descriptor, Digest, media_type};
+use crate::parallel;
 use crate::root::Root;
 
 /// Something that is off.
@@ -83,31 +83,22 @@ impl Checker {
         }
         let blobs: Vec<(&Digest, &Stat)> = self.files.iter().collect();
         let total = blobs.iter().map(|(_, stat)| stat.size).sum();
-        let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let (bad, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(blobs.len()) {
-                scope.spawn(|| {
-                    while let Some((digest, stat)) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        match self.store.verify(digest) {
-                            Ok(()) => {}
-                            Err(error @ (content::Error::WrongDigest { .. } | content::Error::Io { .. })) => {
-                                lock(&bad).push(((*digest).clone(), crate::kind::chain(&error)));
-                            }
-                            Err(error) => *lock(&failed) = Some(error),
-                        }
-                        progress(done.fetch_add(stat.size, Ordering::Relaxed) + stat.size, total);
-                    }
-                });
+        let done = AtomicU64::new(0);
+        let (count, store) = (blobs.len() as u64, &self.store);
+        let verify = |(digest, stat): (&Digest, &Stat)| {
+            let result = store.verify(digest);
+            progress(done.fetch_add(stat.size, Ordering::Relaxed) + stat.size, total);
+            result.err().map(|error| (digest.clone(), error))
+        };
+        let bad: Vec<_> = parallel::map(blobs, verify).into_iter().flatten().collect();
+        (self.report.blobs, self.report.bytes) = (count, total);
+        for (digest, error) in bad {
+            match error {
+                content::Error::WrongDigest { .. } | content::Error::Io { .. } => {
+                    self.note(digest.to_string(), crate::kind::chain(&error));
+                }
+                error => return Err(error.into()),
             }
-        });
-        if let Some(error) = lock(&failed).take() {
-            return Err(error.into());
-        }
-        (self.report.blobs, self.report.bytes) = (blobs.len() as u64, total);
-        for (digest, problem) in std::mem::take(&mut *lock(&bad)) {
-            self.note(digest.to_string(), problem);
         }
         Ok(())
     }
@@ -123,10 +114,10 @@ impl Checker {
         }) else {
             return Ok(());
         };
-        for problem in &structure.problems {
-            self.note("meta.db", problem.to_string());
+        for finding in &structure.findings {
+            self.note("meta.db", finding.to_string());
         }
-        if structure.problems.iter().any(crate::bolt::Problem::is_fatal) {
+        if structure.findings.iter().any(|finding| finding.problem.is_fatal()) {
             return Ok(());
         }
         let Some((namespaces, wrong)) = meta.read(|tx| {
@@ -264,8 +255,4 @@ impl Checker {
         }
         problems
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

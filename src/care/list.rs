@@ -10,6 +10,7 @@ use crate::bolt::Lock;
 use crate::content::Store;
 use crate::metadata::{self, MetaDb, labels};
 use crate::oci::{Descriptor, Digest};
+use crate::parallel;
 use crate::root::Root;
 
 /// An image as containerd lists it.
@@ -73,16 +74,9 @@ fn sizes(store: &Store, images: &[metadata::ImageRow], blobs: &HashSet<Digest>) 
     let mut seen = HashSet::new();
     let targets: Vec<&Descriptor> =
         images.iter().map(|i| &i.target).filter(|target| seen.insert(&target.digest)).collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let size = |target: &&Descriptor| {
-            let walk = walk(store, target, &|digest| blobs.contains(digest)).ok()?;
-            Some((target.digest.clone(), walk.size()))
-        };
-        let parts: Vec<_> = targets
-            .chunks(targets.len().div_ceil(threads).max(1))
-            .map(|part| scope.spawn(move || part.iter().filter_map(size).collect::<Vec<_>>()))
-            .collect();
-        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
-    })
+    let size = |target: &Descriptor| {
+        let walk = walk(store, target, &|digest| blobs.contains(digest)).ok()?;
+        Some((target.digest.clone(), walk.size()))
+    };
+    parallel::map(targets, size).into_iter().flatten().collect()
 }

@@ -1,6 +1,7 @@
 //! `prebake bootstrap`.
 
 use clap::Args;
+use prebake::bake::Outcome;
 use prebake::metadata::K8S_NAMESPACE;
 use serde_json::json;
 
@@ -30,12 +31,11 @@ pub(super) fn run(args: &BootstrapArgs) -> Result<u8, Failed> {
         prebake::bake::bootstrap(&args.root.existing()?, &args.namespace, &*listener).map_err(Failed::new)?;
     drop(listener);
     if args.output.json {
-        for outcome in &outcomes {
+        let line = |outcome: &Outcome| {
             let failure = outcome.failure.as_ref().map(|failure| &failure.message);
-            output::say_json(
-                &json!({"event": "image", "image": outcome.name, "ok": failure.is_none(), "error": failure}),
-            );
-        }
+            json!({"event": "image", "image": outcome.name, "ok": failure.is_none(), "error": failure})
+        };
+        output::say_json_lines(outcomes.iter().map(line));
     } else {
         output::failures(&outcomes);
         if outcomes.is_empty() && !args.output.quiet {

@@ -35,10 +35,10 @@ pub(super) fn say_json(value: &impl Serialize) {
 }
 
 /// Results as JSON, a line each.
-pub(super) fn say_json_lines(values: &[impl Serialize]) {
+pub(super) fn say_json_lines(values: impl IntoIterator<Item = impl Serialize>) {
     let mut out = BufWriter::new(io::stdout().lock());
     for value in values {
-        let _ = serde_json::to_writer(&mut out, value);
+        let _ = serde_json::to_writer(&mut out, &value);
         let _ = out.write_all(b"\n");
     }
 }

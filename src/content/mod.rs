@@ -163,10 +163,12 @@ impl Store {
     /// [`Error::Io`], also when it has more than `limit` bytes; [`Error::WrongDigest`].
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
         let path = self.existing(digest)?;
-        let mut bytes = Vec::new();
-        File::open(&path)
-            .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-            .map_err(Error::io("reading", &path))?;
+        let read = |file: File| {
+            let len = file.metadata()?.len().min(limit);
+            let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0) + 1);
+            file.take(limit + 1).read_to_end(&mut bytes).map(|_| bytes)
+        };
+        let bytes = File::open(&path).and_then(read).map_err(Error::io("reading", &path))?;
         if bytes.len() as u64 > limit {
             return Err(Error::io("reading", &path)(io::Error::other(format!("it has more than {limit} bytes"))));
         }

@@ -11,7 +11,7 @@ fn open(memory: &MemStorage) -> Db {
 
 /// Problems of the file, if any.
 fn problems(memory: &MemStorage) -> Vec<String> {
-    Db::check(memory).unwrap().problems.iter().map(ToString::to_string).collect()
+    Db::check(memory).unwrap().findings.iter().map(ToString::to_string).collect()
 }
 
 #[test]

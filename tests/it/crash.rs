@@ -26,7 +26,7 @@ fn case(seed: u64) -> (Vec<u8>, Vec<Op>) {
 
 fn dump(bytes: Vec<u8>) -> String {
     let memory = MemStorage::new(bytes);
-    assert_eq!(Db::check(&memory).unwrap().problems, []);
+    assert_eq!(Db::check(&memory).unwrap().findings, []);
     Db::open(Box::new(memory)).unwrap().begin().unwrap().dump().unwrap()
 }
 
