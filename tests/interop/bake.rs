@@ -19,9 +19,9 @@ fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").arg(from).arg(to));
 }
 
-/// An image of real content: the debootstrap tree as gzip, zstd and plain layers.
-fn push_debian(registry: &Registry, work: &Path) -> String {
-    let dir = work.join("debian");
+/// An image of real content that runs `command`: the debootstrap tree as gzip, zstd and plain layers.
+pub fn push_debian(registry: &Registry, work: &Path, name: &str, command: &[&str]) -> String {
+    let dir = work.join(name.replace(['/', ':'], "-"));
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("version"), "Directory Transport Version: 1.1\n").unwrap();
     let add = |kind: &str, bytes: &[u8], name: Option<&str>| -> Value {
@@ -41,13 +41,13 @@ fn push_debian(registry: &Registry, work: &Path) -> String {
     let size: u64 = layers.iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
     assert!(size > 80 << 20, "the real image has only {size} bytes");
     let arch = run(Command::new("dpkg").arg("--print-architecture"));
-    let config = json!({"architecture": arch.trim(), "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/bin:/bin"]},
+    let config = json!({"architecture": arch.trim(), "os": "linux", "config": {"Cmd": command, "Env": ["PATH=/usr/bin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids}});
     let config = add(media_type::OCI_CONFIG, config.to_string().as_bytes(), None);
     let manifest =
         json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers});
     add(media_type::OCI_MANIFEST, manifest.to_string().as_bytes(), Some("manifest.json"));
-    let reference = format!("{}/real/debian:12", registry.name());
+    let reference = format!("{}/{name}", registry.name());
     registry.push_dir(&dir, &reference);
     reference
 }
@@ -125,7 +125,7 @@ fn three_releases_start_on_a_baked_root() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::start(dir.path());
     let mut references = registry.push(&demo());
-    let debian = push_debian(&registry, dir.path());
+    let debian = push_debian(&registry, dir.path(), "real/debian:12", &["/bin/sh"]);
     let baked = dir.path().join("baked");
     prebake(&baked, &format!("bake {}", references.join(" "))).expect(0);
     prebake(&baked, &format!("bake --pin {debian}")).expect(0);
@@ -142,12 +142,14 @@ fn three_releases_start_on_a_baked_root() {
         everything_is_there(&containerd, &images, &all);
         for name in ["hello", "docker", "zstd", "plain"] {
             // containerd 1.6 cannot read a layer of Docker's zstd type; all of these are OCI's or gzip.
-            let output = containerd.ctr(&format!("run --rm {}/demo/{name}:1.0 {name}", registry.name()));
+            let output = containerd.ctr(&format!("run --rm {} {}/demo/{name}:1.0 {name}", containerd.runc_root(), registry.name()));
             assert_eq!(output.trim(), LINE, "{release} {name}");
         }
         let output = run(containerd
             .ctr_command()
-            .args(["run", "--rm", &format!("{}/real/debian:12", registry.name()), "real"])
+            .args(["run", "--rm"])
+            .args(containerd.runc_root().split(' '))
+            .args([&format!("{}/real/debian:12", registry.name()), "real"])
             .args(["cat", "/etc/debian_version"]));
         assert!(output.starts_with("12."), "{release}: {output}");
         let busy = prebake(&root, &format!("bake {}", references[0])).expect(5);
@@ -247,7 +249,7 @@ fn the_same_blobs_and_records_as_a_cri_pull() {
 fn memory_stays_flat() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::start(dir.path());
-    let reference = push_debian(&registry, dir.path());
+    let reference = push_debian(&registry, dir.path(), "real/debian:12", &["/bin/sh"]);
     let mut measured = Command::new("/usr/bin/time");
     measured.args(["-f", "%M", env!("CARGO_BIN_EXE_prebake"), "bake", "--quiet", "--root"]);
     let output = measured.arg(dir.path().join("root")).arg(&reference).output().unwrap();

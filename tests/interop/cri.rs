@@ -1,4 +1,4 @@
-//! CRI's ImageService over a containerd's socket: unary gRPC, with just the protobuf these messages need.
+//! CRI and containerd's own services over a containerd's socket: unary gRPC, with just the protobuf these messages need.
 
 use std::path::Path;
 
@@ -26,6 +26,78 @@ pub fn list_images(socket: &Path) -> Vec<Image> {
 pub fn pull_image(socket: &Path, name: &str) -> Result<(), String> {
     let spec = message(1, name.as_bytes());
     call(socket, "/runtime.v1.ImageService/PullImage", &message(1, &spec)).map(drop)
+}
+
+/// Whether CRI serves already, which it does a little after the rest.
+pub fn is_ready(socket: &Path) -> bool {
+    call(socket, "/runtime.v1.RuntimeService/ListPodSandbox", &[]).is_ok()
+}
+
+/// A pod on the host's network, which needs no CNI; its sandbox runs the image the configuration names.
+fn pod(name: &str) -> Vec<u8> {
+    const CONTAINER: u8 = 1;
+    const NODE: u8 = 2;
+    let metadata = [message(1, name.as_bytes()), message(2, name.as_bytes()), message(3, b"default")].concat();
+    let namespaces = [number(1, NODE), number(2, CONTAINER), number(3, NODE)].concat();
+    let linux = message(2, &message(1, &namespaces));
+    [message(1, &metadata), message(8, &linux)].concat()
+}
+
+/// Starts a pod's sandbox; its id.
+pub fn run_pod(socket: &Path, name: &str) -> String {
+    let answer = call(socket, "/runtime.v1.RuntimeService/RunPodSandbox", &message(1, &pod(name))).unwrap();
+    fields(&answer).find(|(field, _)| *field == 1).unwrap().1.text()
+}
+
+/// Creates and starts a container in a pod; its id.
+pub fn run_container(socket: &Path, pod_id: &str, pod_name: &str, image: &str, command: &[&str]) -> String {
+    let config = [message(1, &message(1, b"main")), message(2, &message(1, image.as_bytes()))].concat();
+    let command: Vec<u8> = command.iter().flat_map(|word| message(3, word.as_bytes())).collect();
+    let request = [message(1, pod_id.as_bytes()), message(2, &[config, command].concat()), message(3, &pod(pod_name))];
+    let answer = call(socket, "/runtime.v1.RuntimeService/CreateContainer", &request.concat()).unwrap();
+    let id = fields(&answer).find(|(field, _)| *field == 1).unwrap().1.text();
+    call(socket, "/runtime.v1.RuntimeService/StartContainer", &message(1, id.as_bytes())).unwrap();
+    id
+}
+
+/// Ids and states of the pods' sandboxes (0: ready), or of their containers (1: running).
+pub fn states(socket: &Path, containers: bool) -> Vec<(String, u64)> {
+    let (method, field) = if containers { ("ListContainers", 6) } else { ("ListPodSandbox", 3) };
+    let answer = call(socket, &format!("/runtime.v1.RuntimeService/{method}"), &[]).unwrap();
+    let state = |item: &[u8]| {
+        let find = |wanted| fields(item).find(|(field, _)| *field == wanted).map(|(_, value)| value);
+        (find(1).unwrap().text(), find(field).map_or(0, |state| state.number()))
+    };
+    fields(&answer).filter(|(field, _)| *field == 1).map(|(_, item)| state(item.bytes())).collect()
+}
+
+/// Stops and removes a pod with its containers.
+pub fn remove_pod(socket: &Path, id: &str) {
+    for method in ["StopPodSandbox", "RemovePodSandbox"] {
+        call(socket, &format!("/runtime.v1.RuntimeService/{method}"), &message(1, id.as_bytes())).unwrap();
+    }
+}
+
+/// Adds a resource to a lease, as moby does with a container's layer.
+pub fn add_to_lease(socket: &Path, namespace: &str, lease: &str, kind: &str, id: &str) {
+    let resource = [message(1, id.as_bytes()), message(2, kind.as_bytes())].concat();
+    let request = [message(1, lease.as_bytes()), message(2, &resource)].concat();
+    call_in(socket, namespace, "/containerd.services.leases.v1.Leases/AddResource", &request).unwrap();
+}
+
+/// Makes a record in the sandbox store (containerd 1.7 and later).
+pub fn create_sandbox(socket: &Path, namespace: &str, id: &str) -> Result<(), String> {
+    let label = [message(1, b"test"), message(2, b"sandbox")].concat();
+    let sandbox =
+        [message(1, id.as_bytes()), message(2, &message(1, b"io.containerd.runc.v2")), message(4, &label)].concat();
+    let request = message(1, &sandbox);
+    call_in(socket, namespace, "/containerd.services.sandbox.v1.Store/Create", &request).map(drop)
+}
+
+/// The ids in the sandbox store.
+pub fn sandboxes(socket: &Path, namespace: &str) -> Vec<String> {
+    let answer = call_in(socket, namespace, "/containerd.services.sandbox.v1.Store/List", &[]).unwrap();
+    fields(&answer).map(|(_, sandbox)| fields(sandbox.bytes()).next().unwrap().1.text()).collect()
 }
 
 fn image(bytes: &[u8]) -> Image {
@@ -56,6 +128,11 @@ fn message(field: u8, bytes: &[u8]) -> Vec<u8> {
     out.push(u8::try_from(len).unwrap());
     out.extend(bytes);
     out
+}
+
+/// A field of a small number.
+fn number(field: u8, n: u8) -> Vec<u8> {
+    vec![field << 3, n]
 }
 
 enum Value<'b> {
@@ -113,8 +190,12 @@ fn varint(rest: &mut &[u8]) -> u64 {
     n
 }
 
-/// A unary call; the status message when it fails.
 fn call(socket: &Path, method: &str, message: &[u8]) -> Result<Vec<u8>, String> {
+    call_in(socket, "k8s.io", method, message)
+}
+
+/// A unary call in a namespace; the status message when it fails.
+fn call_in(socket: &Path, namespace: &str, method: &str, message: &[u8]) -> Result<Vec<u8>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
@@ -123,6 +204,7 @@ fn call(socket: &Path, method: &str, message: &[u8]) -> Result<Vec<u8>, String> 
         let request = Request::post(format!("http://localhost{method}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
+            .header("containerd-namespace", namespace)
             .body(())
             .unwrap();
         let mut client = client.ready().await.unwrap();

@@ -9,5 +9,6 @@ mod support;
 mod bake;
 mod bbolt;
 mod cri;
+mod life;
 mod lockstep;
 mod peers;

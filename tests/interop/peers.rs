@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ::prebake::fixture::Content;
 
+use crate::cri;
 use crate::support::layout;
 
 /// The releases the tests run.
@@ -132,15 +133,22 @@ pub struct Containerd {
     release: &'static str,
     work: PathBuf,
     root: PathBuf,
+    sandbox: String,
 }
 
 impl Containerd {
     /// Starts a release on a containerd root; `work` is for its sockets, state and log.
     pub fn start(release: &'static str, containerd_root: &Path, work: &Path) -> Self {
-        fs::create_dir_all(work).unwrap();
-        let mut containerd = Self { daemon: None, release, work: work.to_owned(), root: containerd_root.to_owned() };
+        let mut containerd = Self::new(release, containerd_root, work, "registry.invalid/pause:1");
         containerd.launch();
         containerd
+    }
+
+    /// One that is not started yet; `sandbox` is the image from which CRI runs a pod's sandbox.
+    pub fn new(release: &'static str, containerd_root: &Path, work: &Path, sandbox: &str) -> Self {
+        fs::create_dir_all(work).unwrap();
+        let (work, root, sandbox) = (work.to_owned(), containerd_root.to_owned(), sandbox.to_owned());
+        Self { daemon: None, release, work, root, sandbox }
     }
 
     fn bin(&self, name: &str) -> PathBuf {
@@ -151,11 +159,18 @@ impl Containerd {
         self.work.join("c.sock")
     }
 
+    /// Whether it has the service of sandbox records.
+    pub fn has_sandbox_store(&self) -> bool {
+        self.release != "1.6.20"
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.work.join("log")).unwrap()
     }
 
-    fn launch(&mut self) {
+    /// Starts it, or starts it again.
+    pub fn launch(&mut self) {
+        let sandbox = &self.sandbox;
         let config = self.work.join("config.toml");
         let (root, work) = (self.root.display(), self.work.display());
         fs::write(
@@ -163,7 +178,9 @@ impl Containerd {
             format!(
                 "version = 2\nroot = \"{root}\"\nstate = \"{work}/state\"\n\
                  [grpc]\naddress = \"{work}/c.sock\"\n[ttrpc]\naddress = \"{work}/c.sock.ttrpc\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"0\"\n"
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"0\"\nsandbox_image = \"{sandbox}\"\nrestrict_oom_score_adj = true\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nRoot = \"{work}/runc\"\n"
             ),
         )
         .unwrap();
@@ -187,6 +204,7 @@ impl Containerd {
         wait_for("containerd", &log, || {
             self.try_ctr("version").status.success()
                 && fs::read_to_string(&log).unwrap().contains("containerd successfully booted")
+                && cri::is_ready(&self.socket())
         });
     }
 
@@ -201,14 +219,47 @@ impl Containerd {
         self.launch();
     }
 
+    /// Ends the containers it left running, and their shims and mounts.
+    fn end_containers(&self) {
+        let pids = |wanted: &dyn Fn(u32) -> bool| -> Vec<u32> {
+            let all = fs::read_dir("/proc").unwrap().flatten();
+            let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            all.filter(|pid| wanted(*pid)).collect()
+        };
+        let read = |pid: u32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let own = format!("{}/c.sock", self.work.display());
+        let shims = pids(&|pid| read(pid, "cmdline").contains("containerd-shim") && read(pid, "cmdline").contains(&own));
+        let parent = |pid: u32| read(pid, "stat").rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok();
+        let containers = pids(&|pid| parent(pid).is_some_and(|parent| shims.contains(&parent)));
+        for pid in containers.into_iter().chain(shims) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for mount in mounts.filter(|mount| Path::new(mount).starts_with(&self.work)) {
+            let _ = Command::new("umount").args(["-l", mount]).status();
+        }
+    }
+
     fn try_ctr(&self, arguments: &str) -> Output {
         self.ctr_command().args(arguments.split_whitespace()).output().unwrap()
+    }
+
+    /// What makes `ctr run` and `ctr containers create` keep runc's state in a folder of its own.
+    pub fn runc_root(&self) -> String {
+        format!("--runc-root {}/runc", self.work.display())
     }
 
     pub fn ctr_command(&self) -> Command {
         let mut command = Command::new(self.bin("ctr"));
         command.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]);
         command
+    }
+
+    /// Runs `ctr` in a namespace, which must succeed.
+    #[track_caller]
+    pub fn ctr_in(&self, namespace: &str, arguments: &str) -> String {
+        run(self.ctr_command().args(["--namespace", namespace]).args(arguments.split_whitespace()))
     }
 
     /// Runs `ctr` in Kubernetes' namespace, which must succeed.
@@ -221,5 +272,12 @@ impl Containerd {
     pub fn collect_garbage(&self) {
         let lease = self.ctr("leases create");
         self.ctr(&format!("leases delete --sync {}", lease.split_whitespace().next().unwrap()));
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.stop();
+        self.end_containers();
     }
 }

@@ -2,6 +2,7 @@
 
 use prebake::bolt::{Db, FreelistForm, MemStorage};
 
+use crate::support::bolt_fuzz::{bases, one};
 use crate::support::bolt_script::{Op, random, run};
 use crate::support::rng::Rng;
 
@@ -88,5 +89,31 @@ fn damaged_files_are_refused_and_never_panic() {
             }
         }
         assert!(refused > 100, "only {refused} of 3000 were refused");
+    }
+}
+
+/// Inputs of the fuzzer that each reach code no other does, a line each, as hexadecimal digits.
+const CORPUS: &str = include_str!("../../fixtures/bolt.corpus");
+
+#[test]
+fn the_fuzzers_corpus_and_what_is_near_it() {
+    let bases = bases();
+    let unhex = |line: &str| -> Vec<u8> {
+        (0..line.len() / 2).map(|i| u8::from_str_radix(&line[2 * i..2 * i + 2], 16).unwrap()).collect()
+    };
+    let corpus: Vec<Vec<u8>> = CORPUS.lines().map(unhex).collect();
+    assert!(corpus.len() > 50);
+    corpus.iter().for_each(|input| one(&bases, input));
+    let runs: u64 = std::env::var("PREBAKE_FUZZ").map_or(5000, |n| n.parse().unwrap());
+    for seed in 0..runs {
+        let mut rng = Rng::new(seed);
+        let mut input = corpus[rng.below(corpus.len())].clone();
+        input.extend_from_slice(&corpus[rng.below(corpus.len())][1..]);
+        input.truncate(1 + rng.below(input.len()));
+        for _ in 0..rng.below(4) {
+            let at = rng.below(input.len());
+            input[at] = rng.next().to_le_bytes()[0];
+        }
+        one(&bases, &input);
     }
 }

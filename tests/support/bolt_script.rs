@@ -88,6 +88,22 @@ pub fn text(ops: &[Op]) -> String {
     })
 }
 
+/// The same script inside a bucket.
+pub fn under(prefix: &[&str], ops: &[Op]) -> Vec<Op> {
+    let inside = |path: &Vec<Vec<u8>>| {
+        prefix.iter().map(|key| key.as_bytes().to_vec()).chain(path.iter().cloned()).collect::<Vec<Vec<u8>>>()
+    };
+    ops.iter()
+        .map(|op| match op {
+            Op::Bucket(path, sequence) => Op::Bucket(inside(path), *sequence),
+            Op::Put(path, key, value) => Op::Put(inside(path), key.clone(), value.clone()),
+            Op::Delete(path, key) => Op::Delete(inside(path), key.clone()),
+            Op::DeleteBucket(path) => Op::DeleteBucket(inside(path)),
+            Op::Commit => Op::Commit,
+        })
+        .collect()
+}
+
 /// Runs a script on our database; commits at the end too.
 pub fn run(db: &mut Db, ops: &[Op]) -> Result<(), Error> {
     for part in ops.split(|op| matches!(op, Op::Commit)) {

@@ -1,6 +1,7 @@
 //! What the hermetic and the interop tests share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod bolt_fuzz;
 pub mod bolt_script;
 pub mod content;
 pub mod layout;

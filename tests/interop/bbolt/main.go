@@ -3,6 +3,7 @@
 //	check FILE            Tx.Check, then every branch page has at least two children
 //	dump FILE OUT         every bucket, key, value and sequence, as text
 //	build FILE SCRIPT     runs a script of operations with bbolt itself
+//	form FILE SIZE FORM   that the page size is SIZE and that there is a freelist, or with FORM "nofreelist" none
 //	puts FILE N           the records of N images in one transaction, for benches/bolt.rs
 //
 // Dump and script lines: depth-first; "b PATH SEQUENCE" for a bucket, "k PATH KEY VALUE" for a key; "d PATH KEY" and
@@ -12,6 +13,7 @@ package main
 import (
 	"bufio"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -46,6 +48,8 @@ func run(args []string) (answer string) {
 		err = dump(args[1], args[2])
 	case len(args) >= 3 && args[0] == "build":
 		err = build(args[1], args[2], args[3:])
+	case len(args) == 4 && args[0] == "form":
+		err = form(args[1], args[2], args[3])
 	case len(args) == 3 && args[0] == "puts":
 		err = puts(args[1], args[2])
 	default:
@@ -89,6 +93,27 @@ func check(file string) error {
 			id += page.OverflowCount
 		}
 	}
+}
+
+// form looks at the newer meta page; bbolt itself does not tell.
+func form(file, size, want string) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	word := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
+	page := int(binary.LittleEndian.Uint32(b[24:]))
+	if strconv.Itoa(page) != size {
+		return fmt.Errorf("the page size is %d", page)
+	}
+	meta := 0
+	if word(page+64) > word(64) {
+		meta = page
+	}
+	if none := word(meta+48) == ^uint64(0); none != (want == "nofreelist") {
+		return fmt.Errorf("no freelist: %v", none)
+	}
+	return nil
 }
 
 func enc(b []byte) string {
