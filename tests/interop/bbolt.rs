@@ -8,6 +8,7 @@ use prebake::bolt::{Db, FileStorage, FreelistForm, Lock};
 
 use crate::peers;
 use crate::support::bolt_script::{random, run, text};
+use crate::support::crash::cuts;
 use crate::support::rng::Rng;
 
 /// The oracle process: one command, one answer.
@@ -123,4 +124,28 @@ fn we_read_and_continue_what_bbolt_writes() {
         assert_eq!(oracle.check(&file), Ok(()), "seed {seed}, emptied");
         assert_eq!(dump_of(&file), "", "seed {seed}");
     }
+}
+
+/// Transactions that are cut at each step and judged by bbolt; `PREBAKE_CUTS` for a long campaign.
+fn cut_transactions() -> u64 {
+    std::env::var("PREBAKE_CUTS").map_or(300, |n| n.parse().unwrap())
+}
+
+#[test]
+fn bbolt_agrees_after_every_power_cut() {
+    let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
+    let file = dir.path().join("cut.db");
+    let mut oracle = Oracle::start();
+    let (mut old_states, mut new_states) = (0, 0);
+    cuts(cut_transactions(), &mut |cut, disk, old, new| {
+        std::fs::write(&file, disk).unwrap();
+        let found = oracle.dump(&file);
+        assert!(found == old || found == new, "{cut}: neither old nor new to bbolt");
+        assert_eq!(oracle.check(&file), Ok(()), "{cut}");
+        assert!(dump_of(&file) == found, "{cut}: we read something else");
+        old_states += u64::from(found == old);
+        new_states += u64::from(found == new);
+    });
+    eprintln!("bbolt found the old state {old_states} times, the new one {new_states} times");
+    assert!(old_states > 100 && new_states > 30);
 }

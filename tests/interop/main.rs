@@ -12,3 +12,4 @@ mod cri;
 mod life;
 mod lockstep;
 mod peers;
+mod space;

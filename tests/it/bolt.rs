@@ -3,7 +3,7 @@
 use prebake::bolt::{Db, FreelistForm, MemStorage};
 
 use crate::support::bolt_fuzz::{bases, one};
-use crate::support::bolt_script::{Op, random, run};
+use crate::support::bolt_script::{Op, random, run, unhex};
 use crate::support::rng::Rng;
 
 fn open(memory: &MemStorage) -> Db {
@@ -98,9 +98,6 @@ const CORPUS: &str = include_str!("../../fixtures/bolt.corpus");
 #[test]
 fn the_fuzzers_corpus_and_what_is_near_it() {
     let bases = bases();
-    let unhex = |line: &str| -> Vec<u8> {
-        (0..line.len() / 2).map(|i| u8::from_str_radix(&line[2 * i..2 * i + 2], 16).unwrap()).collect()
-    };
     let corpus: Vec<Vec<u8>> = CORPUS.lines().map(unhex).collect();
     assert!(corpus.len() > 50);
     corpus.iter().for_each(|input| one(&bases, input));

@@ -65,6 +65,10 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+pub fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("digits")).collect()
+}
+
 fn hex_or_dash(bytes: &[u8]) -> String {
     if bytes.is_empty() { "-".into() } else { hex(bytes) }
 }
@@ -86,6 +90,18 @@ pub fn text(ops: &[Op]) -> String {
         .expect("string");
         out
     })
+}
+
+/// A dump as the script that leads to it.
+pub fn parse(dump: &str) -> Vec<Op> {
+    let path = |text: &str| text.split('/').map(unhex).collect();
+    dump.lines()
+        .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            ["b", at, sequence] => Op::Bucket(path(at), sequence.parse().expect("a number")),
+            ["k", at, key, value] => Op::Put(path(at), unhex(key), if value == "-" { Vec::new() } else { unhex(value) }),
+            _ => panic!("not a line of a dump: {line}"),
+        })
+        .collect()
 }
 
 /// The same script inside a bucket.

@@ -4,6 +4,7 @@
 pub mod bolt_fuzz;
 pub mod bolt_script;
 pub mod content;
+pub mod crash;
 pub mod layout;
 pub mod prebake;
 pub mod registry;

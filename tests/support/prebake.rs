@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use super::bolt_script::unhex;
+
 /// The command, with no credentials but those a test gives it.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prebake"));
@@ -77,9 +79,7 @@ pub fn records(root: &Path) -> Vec<String> {
     let mut db = Db::open(Box::new(FileStorage::open(&meta_db(root), Lock::Shared).unwrap())).unwrap();
     let dump = db.begin().unwrap().dump().unwrap();
     let text = |hex: &str| {
-        let bytes: Vec<u8> =
-            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
-        match String::from_utf8(bytes) {
+        match String::from_utf8(unhex(hex)) {
             Ok(text) if !text.chars().any(char::is_control) => text,
             _ => format!("0x{hex}"),
         }
