@@ -7,13 +7,14 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use prebake::bolt::Lock;
 use prebake::bootstrap::offline;
 use prebake::catalog::{Catalog, ImageBlob, ImageRecord};
 use prebake::content::Store;
-use prebake::metadata::{K8S_NAMESPACE, MetaDb, labels};
+use prebake::metadata::{K8S_NAMESPACE, MetaDb, Wait, labels};
 use prebake::oci::{Descriptor, Digest, Platform, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
 
@@ -89,7 +90,8 @@ fn main() {
     let store = Store::open(&root).unwrap();
     for _ in 0..3 {
         let started = Instant::now();
-        let mut meta = MetaDb::lock(&root, Lock::Exclusive).unwrap();
+        let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
+        let mut meta = MetaDb::lock(&root, Lock::Exclusive, &wait).unwrap();
         let one = [offline::ready(&store, one.clone()).unwrap()];
         offline::bootstrap(&mut meta, K8S_NAMESPACE, &one).unwrap();
         println!("| one more image: lock, open, commit | {} ms | |", started.elapsed().as_millis());

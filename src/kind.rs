@@ -120,7 +120,7 @@ impl From<&metadata::Error> for Kind {
     fn from(error: &metadata::Error) -> Self {
         use metadata::Error;
         match error {
-            Error::Busy { .. } => Self::Busy,
+            Error::Busy { .. } | Error::Waited { .. } => Self::Busy,
             Error::Bolt { source, .. } => source.into(),
             Error::Io { source, .. } => source.into(),
             Error::Root(error) => error.into(),

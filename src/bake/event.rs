@@ -10,6 +10,11 @@ use crate::oci::{Digest, Platform};
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// Another prebake uses the root, and is waited for.
+    Waiting {
+        /// Which process.
+        holder: &'a str,
+    },
     /// It is known what an image consists of.
     ImageResolved {
         /// The image name.

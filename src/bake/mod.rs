@@ -11,6 +11,7 @@ mod resolve;
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use event::{Event, Listener};
@@ -20,7 +21,7 @@ use crate::bootstrap::offline;
 use crate::catalog::{self, Catalog, ImageRecord};
 use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
-use crate::metadata::{self, MetaDb};
+use crate::metadata::{self, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::parallel;
 use crate::registry;
@@ -112,6 +113,8 @@ pub struct Request {
     pub registry: registry::Options,
     /// Whether containerd gets to know of them, or only the catalog.
     pub bootstrap: bool,
+    /// How long to wait for another prebake on the root.
+    pub lock_timeout: Duration,
 }
 
 /// What a bake came to.
@@ -174,8 +177,14 @@ pub async fn run(
     cancel: impl Future<Output = ()>,
 ) -> Result<Report, Error> {
     let started = Instant::now();
+    tokio::pin!(cancel);
+    let stopped = || Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() };
     // Held to the end: no containerd starts on the root meanwhile.
-    let mut meta = MetaDb::lock(&request.root, Lock::Exclusive)?;
+    let Some(mut meta) = lock(&request, &listener, cancel.as_mut()).await? else {
+        let outcome = |r: &Reference| Outcome { name: r.to_string(), failure: Some(stopped()) };
+        let images = request.references.iter().map(outcome).collect();
+        return Ok(Report { images, totals: Totals::default(), elapsed: started.elapsed(), cancelled: true });
+    };
     let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
     let store = Store::create(&request.root)?;
     let mut seen = HashSet::new();
@@ -185,7 +194,6 @@ pub async fn run(
     let fetcher = fetch::Fetcher::new(&request, store.clone(), catalog, listener.clone())?;
     let (results, cancelled) = fetcher.all(&references, cancel).await?;
 
-    let stopped = || Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() };
     let fetched =
         references.iter().zip(results).map(|(r, result)| (r.to_string(), result.unwrap_or_else(|| Err(stopped()))));
     let images = if request.bootstrap && !cancelled {
@@ -197,12 +205,39 @@ pub async fn run(
     Ok(Report { images, totals: fetcher.totals(), elapsed: started.elapsed(), cancelled })
 }
 
+/// Locks the root; `None` when `cancel` came first.
+async fn lock(
+    request: &Request,
+    listener: &Arc<dyn Listener>,
+    cancel: impl Future<Output = ()>,
+) -> Result<Option<MetaDb>, Error> {
+    let (root, timeout, listener) = (request.root.clone(), request.lock_timeout, listener.clone());
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let lock = tokio::task::spawn_blocking(move || {
+        let tell = |holder: &str| listener.on(&Event::Waiting { holder });
+        MetaDb::lock(&root, Lock::Exclusive, &Wait { timeout, tell: &tell, stop: &stopped })
+    });
+    tokio::select! {
+        meta = lock => Ok(Some(meta.map_err(|_| Error::Task)??)),
+        () = cancel => {
+            stop.store(true, Ordering::Relaxed);
+            Ok(None)
+        }
+    }
+}
+
 /// Writes the records of everything in the catalog's namespace that is whole; the others fail one by one.
 ///
 /// # Errors
 /// [`Error`] when the metadata could not be written.
-pub fn bootstrap(root: &Root, namespace: &str, listener: &dyn Listener) -> Result<Vec<Outcome>, Error> {
-    let mut meta = MetaDb::lock(root, Lock::Exclusive)?;
+pub fn bootstrap(
+    root: &Root,
+    namespace: &str,
+    listener: &dyn Listener,
+    wait: &Wait<'_>,
+) -> Result<Vec<Outcome>, Error> {
+    let mut meta = MetaDb::lock(root, Lock::Exclusive, wait)?;
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;

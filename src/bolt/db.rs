@@ -71,7 +71,7 @@ impl Db {
         }
     }
 
-    /// Writes an empty database onto empty storage. It is durable with the first commit.
+    /// Writes an empty database onto empty storage, durably.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -90,6 +90,7 @@ impl Db {
         file.resize(file.len().next_multiple_of(PAGE_SIZE), 0);
         storage.set_len(file.len() as u64).map_err(Error::io("growing"))?;
         storage.write_at(&file, 0).map_err(Error::io("writing"))?;
+        storage.sync().map_err(Error::io("syncing"))?;
         Ok(Self { storage, state: State { meta, free: FreeRuns::default(), poisoned: false } })
     }
 

@@ -28,7 +28,7 @@ mod view;
 
 pub use check::{Finding, Problem, Report};
 pub use db::{Db, Entry, FreelistForm, Item, Tx};
-pub use storage::{CrashStorage, Fault, FileStorage, Lock, MemStorage, Storage, Unsynced, lock_holder};
+pub use storage::{CrashStorage, Fault, FileStorage, Holder, Lock, MemStorage, Storage, Unsynced, lock_holder};
 pub use view::{Seen, View};
 
 use std::io;

@@ -329,28 +329,41 @@ impl Storage for CrashStorage {
     }
 }
 
-/// The process that holds a `flock` on `path`, as "name (pid N)", when the kernel tells (`/proc/locks`).
-pub fn lock_holder(path: &Path) -> Option<String> {
+/// Who holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The process, as "name (pid N)".
+    pub process: String,
+    /// Which lock, when the kernel tells.
+    pub lock: Option<Lock>,
+}
+
+/// The process that holds a `flock` on `path`, when the kernel tells (`/proc/locks`).
+pub fn lock_holder(path: &Path) -> Option<Holder> {
     let meta = std::fs::metadata(path).ok()?;
     let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let holder = locks.lines().find_map(|line| {
+    let known = locks.lines().find_map(|line| {
         // "1: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF"; "->" marks a waiter
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, at, ..] = fields[..] else { return None };
-        (at == file).then(|| pid.to_owned())
+        let [_, "FLOCK", _, kind, pid, at, ..] = fields[..] else { return None };
+        let lock = if kind == "READ" { Lock::Shared } else { Lock::Exclusive };
+        (at == file).then(|| (pid.to_owned(), Some(lock)))
     });
     // Some file systems, btrfs among them, show another device there: then whoever has the file open.
-    let pid = holder.or_else(|| {
+    let (pid, lock) = known.or_else(|| {
         let own = std::process::id().to_string();
         let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        pids.filter(|pid| *pid != own && pid.bytes().all(|b| b.is_ascii_digit())).find(|pid| {
+        let mut pids = pids.filter(|pid| *pid != own && pid.bytes().all(|b| b.is_ascii_digit()));
+        let holder = pids.find(|pid| {
             let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             open.filter_map(|fd| std::fs::metadata(fd.path()).ok())
                 .any(|fd| fd.dev() == meta.dev() && fd.ino() == meta.ino())
-        })
+        })?;
+        Some((holder, None))
     })?;
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("{} (pid {pid})", if name.trim().is_empty() { "a process" } else { name.trim() }))
+    let name = if name.trim().is_empty() { "a process" } else { name.trim() };
+    Some(Holder { process: format!("{name} (pid {pid})"), lock })
 }

@@ -9,7 +9,7 @@ use super::Result;
 use super::walk::{Walk, walk};
 use crate::bolt::Lock;
 use crate::content::{self, Entry, Stat, Store};
-use crate::metadata::{self, BlobRow, ImageRow, MetaDb, Snapshot, labels};
+use crate::metadata::{self, BlobRow, ImageRow, MetaDb, Snapshot, Wait, labels};
 use crate::oci::{Descriptor, Digest, media_type};
 use crate::parallel;
 use crate::root::Root;
@@ -43,9 +43,9 @@ pub struct CheckReport {
 ///
 /// # Errors
 /// [`super::Error`] when the root cannot be looked at; what is wrong in it is in the report.
-pub fn check(root: &Root, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<CheckReport> {
+pub fn check(root: &Root, progress: &(dyn Fn(u64, u64) + Sync), wait: &Wait<'_>) -> Result<CheckReport> {
     let mut checker = Checker { store: Store::open(root)?, files: HashMap::new(), report: CheckReport::default() };
-    let mut meta = MetaDb::lock(root, Lock::Shared)?;
+    let mut meta = MetaDb::lock(root, Lock::Shared, wait)?;
     checker.files(progress)?;
     checker.metadata(&mut meta)?;
     checker.report.findings.sort_unstable();

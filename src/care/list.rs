@@ -8,7 +8,7 @@ use super::Result;
 use super::walk::walk;
 use crate::bolt::Lock;
 use crate::content::Store;
-use crate::metadata::{self, MetaDb, labels};
+use crate::metadata::{self, MetaDb, Wait, labels};
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
 use crate::root::Root;
@@ -36,9 +36,9 @@ pub struct ListedImage {
 ///
 /// # Errors
 /// [`super::Error::Metadata`] when the database cannot be read, or has a record at which containerd would fail.
-pub fn images(root: &Root, namespace: Option<&str>) -> Result<Vec<ListedImage>> {
+pub fn images(root: &Root, namespace: Option<&str>, wait: &Wait<'_>) -> Result<Vec<ListedImage>> {
     let store = Store::open(root)?;
-    let mut meta = MetaDb::lock(root, Lock::Shared)?;
+    let mut meta = MetaDb::lock(root, Lock::Shared, wait)?;
     let rows = meta.read(|tx| {
         let namespaces = match namespace {
             Some(one) => vec![one.to_owned()],

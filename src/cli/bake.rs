@@ -81,6 +81,7 @@ fn execute(args: FetchArgs, bootstrap: bool) -> Result<u8, Failed> {
     let request = Request {
         references: references(&args.references, &args.file)?,
         root: args.root.root(),
+        lock_timeout: args.root.lock_timeout(),
         namespace: args.namespace,
         platform: args.platform.unwrap_or_else(Platform::host),
         pin: args.pin,

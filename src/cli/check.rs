@@ -33,11 +33,13 @@ pub(super) fn run(args: &CheckArgs) -> Result<u8, Failed> {
     {
         bar.set_style(style);
     }
-    let report = care::check(&args.root.existing()?, &|done, total| {
+    let root = args.root.existing()?;
+    let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-    })
-    .map_err(Failed::new)?;
+    };
+    let quiet = args.output.quiet || args.output.json;
+    let report = args.root.waiting(quiet, |wait| care::check(&root, &progress, wait)).map_err(Failed::new)?;
     bar.finish_and_clear();
     if args.output.json {
         output::say_json(&report);

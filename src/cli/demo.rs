@@ -9,7 +9,7 @@ use clap::Args;
 use prebake::bake::{DEFAULT_CONCURRENCY, Request};
 use prebake::fixture::{Content, DEMO, Server, Spec};
 use prebake::kind::Kind;
-use prebake::metadata::K8S_NAMESPACE;
+use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::Options;
 use prebake::root::CONTAINERD_ROOT;
@@ -49,9 +49,14 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         .collect::<Result<_, _>>()?;
 
     output::say(format!("baking {} images from an embedded registry at {}\n", references.len(), server.name()));
-    let root = RootArgs { root: args.dir.clone(), containerd_root: CONTAINERD_ROOT.into() };
+    let root = RootArgs {
+        root: args.dir.clone(),
+        containerd_root: CONTAINERD_ROOT.into(),
+        lock_timeout: DEFAULT_LOCK_TIMEOUT.as_secs(),
+    };
     let request = Request {
         root: root.root(),
+        lock_timeout: root.lock_timeout(),
         references,
         namespace: K8S_NAMESPACE.to_owned(),
         platform: platform(),
@@ -74,7 +79,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     tree(&args.dir, 0);
 
     output::say("\nwhat containerd will list");
-    let listed = prebake::care::images(&root.root(), None).map_err(Failed::new)?;
+    let listed = root.waiting(false, |wait| prebake::care::images(&root.root(), None, wait)).map_err(Failed::new)?;
     let rows: Vec<Vec<String>> = listed
         .iter()
         .filter(|image| !image.name.starts_with("sha256:"))

@@ -24,7 +24,11 @@ pub(super) struct ImagesArgs {
 }
 
 pub(super) fn run(args: &ImagesArgs) -> Result<u8, Failed> {
-    let images = prebake::care::images(&args.root.existing()?, args.namespace.as_deref()).map_err(Failed::new)?;
+    let root = args.root.existing()?;
+    let images = args
+        .root
+        .waiting(args.json, |wait| prebake::care::images(&root, args.namespace.as_deref(), wait))
+        .map_err(Failed::new)?;
     if args.json {
         output::say_json_lines(&images);
         return Ok(0);

@@ -10,9 +10,12 @@ mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use prebake::kind::Kind;
+use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, Wait};
 use prebake::root::{CONTAINERD_ROOT, Root};
 
 const EXIT_CODES: &str = "\
@@ -61,11 +64,28 @@ struct RootArgs {
     /// containerd's state directory, inside the root
     #[arg(long, value_name = "PATH", default_value = CONTAINERD_ROOT)]
     containerd_root: PathBuf,
+    /// Seconds to wait for another prebake on the root; a running containerd is never waited for
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LOCK_TIMEOUT.as_secs())]
+    lock_timeout: u64,
 }
 
 impl RootArgs {
     fn root(&self) -> Root {
         Root::new(&self.root, &self.containerd_root)
+    }
+
+    /// Does `f`, which waits for another prebake as long as asked, and tells of it unless `quiet`.
+    fn waiting<R>(&self, quiet: bool, f: impl FnOnce(&Wait<'_>) -> R) -> R {
+        let tell = |holder: &str| {
+            if !quiet {
+                output::tell(progress::waiting(holder));
+            }
+        };
+        f(&Wait { timeout: self.lock_timeout(), tell: &tell, stop: &AtomicBool::new(false) })
+    }
+
+    fn lock_timeout(&self) -> Duration {
+        Duration::from_secs(self.lock_timeout)
     }
 
     /// The root of a command that only looks: one that is not there has nothing to show.

@@ -113,6 +113,7 @@ impl Listener for Plain {
 /// What a person wants to read about an event.
 fn line(event: &Event<'_>) -> Option<String> {
     Some(match event {
+        Event::Waiting { holder } => waiting(holder),
         Event::ImageResolved { image, digest, platform, blobs, bytes } => {
             format!("resolved {image} to {digest} ({platform}, {blobs} blobs, {})", output::bytes(*bytes))
         }
@@ -126,6 +127,11 @@ fn line(event: &Event<'_>) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// Whom a command waits for.
+pub(super) fn waiting(holder: &str) -> String {
+    format!("waiting for {holder}, which uses the root")
 }
 
 /// Bars on a terminal: one for the whole, one for each blob that is coming.

@@ -14,20 +14,24 @@
 
 mod codec;
 pub mod labels;
+mod lock;
 mod records;
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags};
 
 pub use labels::Labels;
+use lock::Waiting;
+pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
 pub use records::{
     Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, images, namespaces, put_blob, put_image, snapshots,
 };
 
-use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx, lock_holder};
+use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx};
 use crate::root::{Root, RootError};
 
 /// The plugin's directory in containerd's state, and its mode.
@@ -43,13 +47,23 @@ pub const K8S_NAMESPACE: &str = "k8s.io";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A containerd, or another prebake, runs on this root.
+    /// A containerd runs on this root.
     #[error("{} is locked by {holder}; stop it first, or bake into another root", path.display())]
     Busy {
         /// The database.
         path: PathBuf,
         /// Who holds the lock.
         holder: String,
+    },
+    /// Another prebake did not finish in time.
+    #[error("{} is locked by {holder}; waited {} s for it", path.display(), waited.as_secs())]
+    Waited {
+        /// What is locked.
+        path: PathBuf,
+        /// Who holds the lock.
+        holder: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The database cannot be read or written.
     #[error("{}", path.display())]
@@ -59,8 +73,8 @@ pub enum Error {
         /// What happened.
         source: bolt::Error,
     },
-    /// The database's file cannot be made.
-    #[error("making {} failed", path.display())]
+    /// A file cannot be made, opened or locked.
+    #[error("making or locking {} failed", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -82,11 +96,11 @@ pub enum Error {
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The database of a root, locked as long as this lives if it exists.
+/// The database of a root. As long as this lives, no containerd and no other prebake changes the root.
 pub struct MetaDb {
-    root: Root,
-    path: Option<PathBuf>,
+    path: PathBuf,
     state: State,
+    _turn: Option<File>,
 }
 
 enum State {
@@ -96,24 +110,31 @@ enum State {
 }
 
 impl MetaDb {
-    /// Locks the database if there is one. Nothing is read or made yet.
+    /// Locks the root: to write, which makes an empty database where there is none, so that a containerd that starts
+    /// meanwhile waits; or to read.
     ///
     /// # Errors
-    /// [`Error::Busy`] at once when a containerd runs on the root.
-    pub fn lock(root: &Root, lock: Lock) -> Result<Self> {
-        let path = root.containerd_dir(PLUGIN)?.map(|dir| dir.join(FILE));
-        let state = match path.as_deref().map(|path| FileStorage::open(path, lock)) {
-            None => State::Absent,
-            Some(Ok(storage)) => State::Locked(storage),
-            Some(Err(bolt::Error::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => State::Absent,
-            Some(Err(error)) => return Err(failed(path.as_deref().unwrap_or(Path::new(FILE)), error)),
+    /// [`Error::Busy`] at once when a containerd runs on the root; [`Error::Waited`] when another prebake does not finish in
+    /// time.
+    pub fn lock(root: &Root, lock: Lock, wait: &Wait<'_>) -> Result<Self> {
+        let mut waiting = Waiting::new(wait);
+        let turn = waiting.turn(root, lock)?;
+        let dir = match lock {
+            Lock::Exclusive => Some(root.make_containerd_dir(PLUGIN, PLUGIN_MODE)?),
+            Lock::Shared => root.containerd_dir(PLUGIN)?,
         };
-        Ok(Self { root: root.clone(), path, state })
-    }
-
-    /// Whether there is a database.
-    pub fn exists(&self) -> bool {
-        !matches!(self.state, State::Absent)
+        let path = dir.unwrap_or_default().join(FILE);
+        loop {
+            let state = match waiting.database(&path, lock)? {
+                Some(storage) => State::Locked(storage),
+                None if lock == Lock::Shared => State::Absent,
+                None => match create(&path)? {
+                    Some(db) => State::Open(db),
+                    None => continue,
+                },
+            };
+            return Ok(Self { path, state, _turn: turn });
+        }
     }
 
     /// Verifies the whole file; `None` when there is none.
@@ -132,53 +153,24 @@ impl MetaDb {
     /// # Errors
     /// [`Error::Bolt`] when it is damaged; what `f` says.
     pub fn read<T>(&mut self, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<Option<T>> {
-        if !self.exists() {
+        if matches!(self.state, State::Absent) {
             return Ok(None);
         }
-        let path = self.path.clone().unwrap_or_default();
-        let db = self.open()?;
-        let tx = db.begin().map_err(|e| failed(&path, e))?;
+        let path = self.path.clone();
+        let tx = self.open()?.begin().map_err(|e| failed(&path, e))?;
         f(&tx).map(Some)
     }
 
-    /// Changes the database in one commit, and makes it first where it is missing; `false` when there was nothing to
-    /// change. An existing file is changed in place, under its lock; a new one gets its name when it is whole.
+    /// Changes the database in one commit, in place; `false` when there was nothing to change.
     ///
     /// # Errors
-    /// [`Error::Bolt`] when it is damaged or cannot be written; [`Error::Busy`] when a containerd made one meanwhile.
+    /// [`Error::Bolt`] when it is damaged or cannot be written; what `f` says, and then nothing is changed.
     pub fn write(&mut self, f: impl FnOnce(&mut Tx<'_>) -> Result<()>) -> Result<bool> {
-        if self.exists() {
-            let path = self.path.clone().unwrap_or_default();
-            let mut tx = self.open()?.begin().map_err(|e| failed(&path, e))?;
-            records::init(&mut tx)?;
-            f(&mut tx)?;
-            return tx.commit().map_err(|e| failed(&path, e));
-        }
-        let dir = self.root.make_containerd_dir(PLUGIN, PLUGIN_MODE)?;
-        let (new, path) = (dir.join(NEW_FILE), dir.join(FILE));
-        let error = |source| Error::Io { path: path.clone(), source };
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e)),
-            _ => {}
-        }
-        let storage = FileStorage::create(&new).map_err(|e| failed(&new, e))?;
-        let mut db = Db::create(Box::new(storage), FreelistForm::Rebuilt).map_err(|e| failed(&new, e))?;
-        let mut tx = db.begin().map_err(|e| failed(&new, e))?;
+        let path = self.path.clone();
+        let mut tx = self.open()?.begin().map_err(|e| failed(&path, e))?;
         records::init(&mut tx)?;
         f(&mut tx)?;
-        tx.commit().map_err(|e| failed(&new, e))?;
-        match rustix::fs::renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::EXIST) => {
-                let holder = lock_holder(&path).unwrap_or_else(|| "a process that made it just now".to_owned());
-                return Err(Error::Busy { path, holder });
-            }
-            Err(errno) => return Err(error(errno.into())),
-        }
-        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(error)?;
-        self.path = Some(path);
-        self.state = State::Open(db);
-        Ok(true)
+        tx.commit().map_err(|e| failed(&path, e))
     }
 
     fn open(&mut self) -> Result<&mut Db> {
@@ -190,22 +182,37 @@ impl MetaDb {
         }
         match &mut self.state {
             State::Open(db) => Ok(db),
-            State::Absent | State::Locked(_) => unreachable!("opened above"),
+            State::Absent | State::Locked(_) => {
+                unreachable!("only a reader meets no database, and it does not open one")
+            }
         }
     }
 
     fn failed(&self, source: bolt::Error) -> Error {
-        failed(self.path.as_deref().unwrap_or(Path::new(FILE)), source)
+        failed(&self.path, source)
     }
 }
 
-fn failed(path: &Path, source: bolt::Error) -> Error {
-    let path = path.to_owned();
-    match source {
-        bolt::Error::Locked => {
-            let holder = lock_holder(&path).unwrap_or_else(|| "another process".to_owned());
-            Error::Busy { path, holder }
-        }
-        source => Error::Bolt { path, source },
+/// Makes an empty database, locked; `None` when somebody else made one meanwhile. It gets its name when it is whole: at no
+/// moment does a containerd find half a database.
+fn create(path: &Path) -> Result<Option<Db>> {
+    let new = path.with_file_name(NEW_FILE);
+    let error = |source| Error::Io { path: path.to_owned(), source };
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e)),
+        _ => {}
     }
+    let storage = FileStorage::create(&new).map_err(|e| failed(&new, e))?;
+    let db = Db::create(Box::new(storage), FreelistForm::Rebuilt).map_err(|e| failed(&new, e))?;
+    match rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => return fs::remove_file(&new).map(|()| None).map_err(error),
+        Err(errno) => return Err(error(errno.into())),
+    }
+    File::open(path.parent().unwrap_or(path)).and_then(|dir| dir.sync_all()).map_err(error)?;
+    Ok(Some(db))
+}
+
+fn failed(path: &Path, source: bolt::Error) -> Error {
+    Error::Bolt { path: path.to_owned(), source }
 }

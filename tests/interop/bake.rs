@@ -142,7 +142,11 @@ fn three_releases_start_on_a_baked_root() {
         everything_is_there(&containerd, &images, &all);
         for name in ["hello", "docker", "zstd", "plain"] {
             // containerd 1.6 cannot read a layer of Docker's zstd type; all of these are OCI's or gzip.
-            let output = containerd.ctr(&format!("run --rm {} {}/demo/{name}:1.0 {name}", containerd.runc_root(), registry.name()));
+            let output = containerd.ctr(&format!(
+                "run --rm {} {}/demo/{name}:1.0 {name}",
+                containerd.runc_root(),
+                registry.name()
+            ));
             assert_eq!(output.trim(), LINE, "{release} {name}");
         }
         let output = run(containerd

@@ -137,7 +137,7 @@ fn bbolt_agrees_after_every_power_cut() {
     let file = dir.path().join("cut.db");
     let mut oracle = Oracle::start();
     let (mut old_states, mut new_states) = (0, 0);
-    cuts(cut_transactions(), &mut |cut, disk, old, new| {
+    cuts(cut_transactions(), |cut, disk, old, new| {
         std::fs::write(&file, disk).unwrap();
         let found = oracle.dump(&file);
         assert!(found == old || found == new, "{cut}: neither old nor new to bbolt");

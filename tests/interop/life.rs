@@ -102,7 +102,10 @@ fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[
                 names.iter().any(|n| name.starts_with(&repository(n))) || name.starts_with(&hex(b"sha256:"))
             });
             let above = [path(&["v1", namespace]), path(&["v1", namespace, "content"])];
-            image || place.starts_with(&blobs) || place == images.trim_end_matches('/') || above.contains(&place.to_owned())
+            image
+                || place.starts_with(&blobs)
+                || place == images.trim_end_matches('/')
+                || above.contains(&place.to_owned())
         })
     };
     let times = [hex(b"updatedat"), hex(b"containerd.io/distribution.source")];
@@ -124,7 +127,9 @@ fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[
 
 /// A new version of an image, of which everything but the name is new.
 fn version(n: usize) -> String {
-    format!("[layer.l]\nfiles = [{{ path = \"n\", text = \"{n}\" }}]\n[[image]]\nname = \"own/app:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"l\"]\n")
+    format!(
+        "[layer.l]\nfiles = [{{ path = \"n\", text = \"{n}\" }}]\n[[image]]\nname = \"own/app:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"l\"]\n"
+    )
 }
 
 fn goes_on(release: &'static str) {
@@ -245,10 +250,14 @@ fn what_nobody_knows_comes_through() {
     let mut oracle = Oracle::start();
     let records = oracle.dump(&db);
     let script = dir.path().join("script");
-    for (seed, form) in ["", "nofreelist"].iter().flat_map(|form| [4096, 16_384, 65_536].map(|size| (size, form))).enumerate() {
+    for (seed, form) in
+        ["", "nofreelist"].iter().flat_map(|form| [4096, 16_384, 65_536].map(|size| (size, form))).enumerate()
+    {
         let ((size, form), mut rng) = (form, Rng::new(seed as u64));
         let mut strange = Vec::new();
-        for prefix in [&[][..], &["v1"], &["v1", "k8s.io"], &["v1", "k8s.io", "content", "strange"], &["v1", "moby", "images"]] {
+        for prefix in
+            [&[][..], &["v1"], &["v1", "k8s.io"], &["v1", "k8s.io", "content", "strange"], &["v1", "moby", "images"]]
+        {
             let (mut ops, _) = random(&mut rng, 300);
             ops.retain(|op| !matches!(op, Op::Commit));
             strange.extend(under(prefix, &ops));
@@ -264,6 +273,8 @@ fn what_nobody_knows_comes_through() {
         prebake(&root, &format!("bake {other}")).expect(0);
         assert_eq!(oracle.check(&db), Ok(()), "{size} {form}");
         only_what_was_asked(&before, &oracle.dump(&db), &["k8s.io"], &[&other]);
-        oracle.ask(&format!("form {} {size} {}", db.display(), if form.is_empty() { "freelist" } else { *form })).unwrap();
+        oracle
+            .ask(&format!("form {} {size} {}", db.display(), if form.is_empty() { "freelist" } else { *form }))
+            .unwrap();
     }
 }

@@ -10,6 +10,7 @@ mod bake;
 mod bbolt;
 mod cri;
 mod life;
+mod lock;
 mod lockstep;
 mod peers;
 mod space;

@@ -228,7 +228,8 @@ impl Containerd {
         };
         let read = |pid: u32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let own = format!("{}/c.sock", self.work.display());
-        let shims = pids(&|pid| read(pid, "cmdline").contains("containerd-shim") && read(pid, "cmdline").contains(&own));
+        let shims =
+            pids(&|pid| read(pid, "cmdline").contains("containerd-shim") && read(pid, "cmdline").contains(&own));
         let parent = |pid: u32| read(pid, "stat").rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok();
         let containers = pids(&|pid| parent(pid).is_some_and(|parent| shims.contains(&parent)));
         for pid in containers.into_iter().chain(shims) {

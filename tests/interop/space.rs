@@ -1,12 +1,14 @@
 //! A file that many bakes change stays small, and sound to the real bbolt after each of them.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use prebake::bolt::{Db, FileStorage, FreelistForm, Lock};
 use prebake::bootstrap::offline;
 use prebake::catalog::{ImageBlob, ImageRecord};
 use prebake::content::Store;
-use prebake::metadata::{K8S_NAMESPACE, MetaDb, labels};
+use prebake::metadata::{K8S_NAMESPACE, MetaDb, Wait, labels};
 use prebake::oci::{Descriptor, Digest, Platform, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
 
@@ -43,7 +45,8 @@ fn image(root: &Path, n: usize, version: usize) -> ImageRecord {
 
 fn bake(root: &Root, images: Vec<ImageRecord>) {
     let store = Store::create(root).unwrap();
-    let mut meta = MetaDb::lock(root, Lock::Exclusive).unwrap();
+    let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
+    let mut meta = MetaDb::lock(root, Lock::Exclusive, &wait).unwrap();
     let ready: Vec<_> = images.into_iter().map(|image| offline::ready(&store, image).unwrap()).collect();
     assert!(offline::bootstrap(&mut meta, K8S_NAMESPACE, &ready).unwrap());
 }

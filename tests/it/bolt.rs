@@ -100,7 +100,9 @@ fn the_fuzzers_corpus_and_what_is_near_it() {
     let bases = bases();
     let corpus: Vec<Vec<u8>> = CORPUS.lines().map(unhex).collect();
     assert!(corpus.len() > 50);
-    corpus.iter().for_each(|input| one(&bases, input));
+    for input in &corpus {
+        one(&bases, input);
+    }
     let runs: u64 = std::env::var("PREBAKE_FUZZ").map_or(5000, |n| n.parse().unwrap());
     for seed in 0..runs {
         let mut rng = Rng::new(seed);

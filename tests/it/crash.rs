@@ -13,7 +13,7 @@ const TRANSACTIONS: u64 = 300;
 #[test]
 fn power_cut_at_every_step_leaves_the_old_state_or_the_new() {
     let (mut cuts, mut old_states, mut new_states) = (0, 0, 0);
-    crash::cuts(TRANSACTIONS, &mut |cut, disk, old, new| {
+    crash::cuts(TRANSACTIONS, |cut, disk, old, new| {
         cuts += 1;
         let found = dump(disk);
         assert!(found == old || found == new, "{cut}: neither old nor new");

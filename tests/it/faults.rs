@@ -11,7 +11,7 @@ use prebake::oci::{Descriptor, Digest, MAX_DOCUMENT, media_type};
 use serde_json::{Value, json};
 
 use crate::support::content::{build, demo};
-use crate::support::prebake::{Run, blobs, meta_db, prebake};
+use crate::support::prebake::{Run, blobs, prebake, records};
 use crate::support::registry::{TestRegistry, broken, endless, respond, slow, text};
 
 const SMALL: &str = r#"
@@ -45,7 +45,7 @@ fn with_fault(
 #[track_caller]
 fn nothing_is_listed(root: &Path) {
     assert_eq!(prebake(root, "images --json").expect(0).stdout, "");
-    assert!(!meta_db(root).exists());
+    assert_eq!(records(root), Vec::<String>::new());
     let ingest = root.join("var/lib/containerd/io.containerd.content.v1.content/ingest");
     assert_eq!(std::fs::read_dir(ingest).unwrap().count(), 0, "an ingest was left");
 }

@@ -13,4 +13,5 @@ mod crash;
 mod faults;
 mod house_rules;
 mod interrupt;
+mod lock;
 mod parsers;

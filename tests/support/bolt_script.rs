@@ -98,7 +98,9 @@ pub fn parse(dump: &str) -> Vec<Op> {
     dump.lines()
         .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
             ["b", at, sequence] => Op::Bucket(path(at), sequence.parse().expect("a number")),
-            ["k", at, key, value] => Op::Put(path(at), unhex(key), if value == "-" { Vec::new() } else { unhex(value) }),
+            ["k", at, key, value] => {
+                Op::Put(path(at), unhex(key), if value == "-" { Vec::new() } else { unhex(value) })
+            }
             _ => panic!("not a line of a dump: {line}"),
         })
         .collect()

@@ -32,7 +32,7 @@ pub fn attempt(disk: &CrashStorage, transaction: &[Op]) -> bool {
 
 /// Makes that many transactions, each cut at each of its steps, with every fate of what was not synced: tells `judge` what
 /// is then on the disk, and the dumps of the old state and the new.
-pub fn cuts(transactions: u64, judge: &mut dyn FnMut(&str, Vec<u8>, &str, &str)) {
+pub fn cuts(transactions: u64, mut judge: impl FnMut(&str, Vec<u8>, &str, &str)) {
     for seed in 0..transactions {
         let (before, transaction) = case(seed);
         let whole = CrashStorage::new(before.clone(), None);

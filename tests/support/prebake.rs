@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use super::bolt_script::unhex;
 
@@ -52,6 +53,23 @@ pub fn prebake(root: &Path, arguments: &str) -> Run {
     command().arg(words.next().unwrap()).arg("--root").arg(root).args(words).output().unwrap().into()
 }
 
+/// Starts `prebake` as [`prebake`] runs it.
+pub fn start(root: &Path, arguments: &str) -> Child {
+    let mut words = arguments.split_whitespace();
+    let mut command = command();
+    command.arg(words.next().unwrap()).arg("--root").arg(root).args(words);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until a bake holds the root.
+pub fn held(root: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !fs::File::open(meta_db(root)).is_ok_and(|file| file.try_lock_shared().is_err()) {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 pub fn containerd_root(root: &Path) -> PathBuf {
     root.join("var/lib/containerd")
 }
@@ -78,11 +96,9 @@ pub fn records(root: &Path) -> Vec<String> {
     use ::prebake::bolt::{Db, FileStorage, Lock};
     let mut db = Db::open(Box::new(FileStorage::open(&meta_db(root), Lock::Shared).unwrap())).unwrap();
     let dump = db.begin().unwrap().dump().unwrap();
-    let text = |hex: &str| {
-        match String::from_utf8(unhex(hex)) {
-            Ok(text) if !text.chars().any(char::is_control) => text,
-            _ => format!("0x{hex}"),
-        }
+    let text = |hex: &str| match String::from_utf8(unhex(hex)) {
+        Ok(text) if !text.chars().any(char::is_control) => text,
+        _ => format!("0x{hex}"),
     };
     let line = |line: &str| -> String {
         let words: Vec<&str> = line.split(' ').collect();

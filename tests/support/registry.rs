@@ -34,6 +34,16 @@ impl TestRegistry {
         Self::on(Ipv4Addr::LOCALHOST.into(), content, fault)
     }
 
+    /// One that gives large blobs in chunks, with a pause before each.
+    pub fn slow(content: Content, chunk: usize, pause: Duration) -> Self {
+        let own = content.clone();
+        Self::faulty(content, move |request| {
+            let (_, digest) = request.uri().path().rsplit_once("/blobs/")?;
+            let (_, bytes) = own.blobs.get(&digest.parse().ok()?)?;
+            (bytes.len() > 100_000).then(|| respond(200, &[], slow(bytes.clone(), chunk, pause)))
+        })
+    }
+
     fn on(
         loopback: IpAddr,
         content: Content,

@@ -1,0 +1,40 @@
+//! A containerd that starts while prebake bakes waits for it, and then has the images.
+
+use std::time::Duration;
+
+use crate::peers::{Containerd, RELEASES};
+use crate::support::content::build;
+use crate::support::prebake::{Run, containerd_root, held, prebake, start};
+use crate::support::registry::TestRegistry;
+
+#[test]
+fn a_containerd_that_starts_meanwhile_waits_and_has_the_images() {
+    let spec = |n: usize| {
+        format!(
+            "[layer.l{n}]\nfiles = [{{ path = \"d{n}\", random = 200_000 }}]\n[[image]]\nname = \"i{n}:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"l{n}\"]\n"
+        )
+    };
+    let registry = TestRegistry::slow(build(&(spec(0) + &spec(1))), 20_000, Duration::from_millis(200));
+    let names = [0, 1].map(|n| registry.reference(&format!("i{n}:1")));
+    for release in RELEASES {
+        // Into an empty root, and into one in which that containerd has lived.
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let mut containerd = Containerd::new(release, &containerd_root(&root), &dir.path().join("c"), "none");
+        for n in [0, 1] {
+            let bake = start(&root, &format!("bake {}", names[n]));
+            held(&root);
+            std::thread::scope(|scope| {
+                let start = scope.spawn(|| containerd.launch());
+                let run: Run = bake.wait_with_output().unwrap().into();
+                assert!(!start.is_finished(), "{release} did not wait");
+                run.expect(0);
+            });
+            let listed = containerd.ctr("images ls -q");
+            assert!(names[..=n].iter().all(|name| listed.lines().any(|line| line == name)), "{release}: {listed}");
+            containerd.collect_garbage();
+            containerd.stop();
+            prebake(&root, "check").expect(0);
+        }
+    }
+}
