@@ -124,6 +124,7 @@ impl From<&metadata::Error> for Kind {
             Error::Bolt { source, .. } => source.into(),
             Error::Io { source, .. } => source.into(),
             Error::Root(error) => error.into(),
+            Error::Namespace(_) => Self::InvalidInput,
             Error::Record { .. } => Self::Corrupt,
         }
     }

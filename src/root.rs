@@ -33,6 +33,12 @@ pub struct RootError {
     pub source: io::Error,
 }
 
+impl RootError {
+    pub(crate) fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { action, path: path.to_owned(), source }
+    }
+}
+
 impl Root {
     /// A root at `path`, with containerd's state at `containerd` inside it.
     pub fn new(path: impl Into<PathBuf>, containerd: impl Into<PathBuf>) -> Self {

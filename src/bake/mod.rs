@@ -176,6 +176,7 @@ pub async fn run(
     listener: Arc<dyn Listener>,
     cancel: impl Future<Output = ()>,
 ) -> Result<Report, Error> {
+    metadata::check_namespace(&request.namespace)?;
     let started = Instant::now();
     tokio::pin!(cancel);
     let stopped = || Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() };
@@ -237,6 +238,7 @@ pub fn bootstrap(
     listener: &dyn Listener,
     wait: &Wait<'_>,
 ) -> Result<Vec<Outcome>, Error> {
+    metadata::check_namespace(namespace)?;
     let mut meta = MetaDb::lock(root, Lock::Exclusive, wait)?;
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;

@@ -5,22 +5,46 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::Result;
 use super::walk::{Walk, walk};
-use crate::bolt::Lock;
+use super::{Result, snapshots};
+use crate::bolt::{Lock, Problem};
 use crate::content::{self, Entry, Stat, Store};
-use crate::metadata::{self, BlobRow, ImageRow, MetaDb, Snapshot, Wait, labels};
+use crate::metadata::{self, BlobRow, ImageRow, Labels, MetaDb, Snapshot, Wait, labels};
 use crate::oci::{Descriptor, Digest, media_type};
 use crate::parallel;
 use crate::root::Root;
 
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// containerd would fail at it, or lose something.
+    Error,
+    /// containerd lives with it, or removes it.
+    Warning,
+}
+
+impl Severity {
+    pub(super) fn of(problem: &Problem) -> Self {
+        if matches!(problem, Problem::Leaked { .. }) { Self::Warning } else { Self::Error }
+    }
+}
+
 /// Something that is off.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
     /// Where: a blob, an image, a record, a file.
     pub object: String,
     /// What is wrong with it.
     pub problem: String,
+}
+
+impl Finding {
+    pub(super) fn new(severity: Severity, object: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { severity, object: object.into(), problem: problem.into() }
+    }
 }
 
 /// What a check looked at, and what it found.
@@ -47,7 +71,8 @@ pub fn check(root: &Root, progress: &(dyn Fn(u64, u64) + Sync), wait: &Wait<'_>)
     let mut checker = Checker { store: Store::open(root)?, files: HashMap::new(), report: CheckReport::default() };
     let mut meta = MetaDb::lock(root, Lock::Shared, wait)?;
     checker.files(progress)?;
-    checker.metadata(&mut meta)?;
+    let snapshots = checker.metadata(&mut meta)?;
+    checker.report.findings.extend(snapshots::findings(&metadata::snapshotters(root)?, &snapshots));
     checker.report.findings.sort_unstable();
     checker.report.findings.dedup();
     Ok(checker.report)
@@ -67,7 +92,7 @@ struct Records {
 
 impl Checker {
     fn note(&mut self, object: impl Into<String>, problem: impl Into<String>) {
-        self.report.findings.push(Finding { object: object.into(), problem: problem.into() });
+        self.report.findings.push(Finding::new(Severity::Error, object, problem));
     }
 
     fn files(&mut self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<()> {
@@ -103,24 +128,26 @@ impl Checker {
         Ok(())
     }
 
-    fn metadata(&mut self, meta: &mut MetaDb) -> Result<()> {
+    /// Checks the records; gives the snapshots of all namespaces.
+    fn metadata(&mut self, meta: &mut MetaDb) -> Result<Vec<Snapshot>> {
         let Some(structure) = (match meta.check() {
             Ok(structure) => structure,
             Err(error @ metadata::Error::Bolt { .. }) => {
                 self.note("meta.db", crate::kind::chain(&error));
-                return Ok(());
+                return Ok(Vec::new());
             }
             Err(error) => return Err(error.into()),
         }) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         for finding in &structure.findings {
-            self.note("meta.db", finding.to_string());
+            let severity = Severity::of(&finding.problem);
+            self.report.findings.push(Finding::new(severity, "meta.db", finding.to_string()));
         }
         if structure.findings.iter().any(|finding| finding.problem.is_fatal()) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let Some((namespaces, wrong)) = meta.read(|tx| {
+        let Some((namespaces, wrong, foreign)) = meta.read(|tx| {
             let mut all = Vec::new();
             let mut wrong = Vec::new();
             for namespace in metadata::namespaces(tx)? {
@@ -140,11 +167,15 @@ impl Checker {
                 }
                 all.push((namespace, images, records));
             }
-            Ok((all, wrong))
+            Ok((all, wrong, metadata::foreign_buckets(tx)?))
         })?
         else {
-            return Ok(());
+            return Ok(Vec::new());
         };
+        for bucket in foreign {
+            let problem = "is not containerd's; containerd 2 deletes it when it first starts on this database";
+            self.report.findings.push(Finding::new(Severity::Warning, format!("meta.db: bucket {bucket}"), problem));
+        }
         for error in wrong {
             match error {
                 metadata::Error::Record { path, what } => self.note(path, what),
@@ -153,6 +184,10 @@ impl Checker {
         }
         let mut named = HashSet::new();
         for (namespace, images, records) in &namespaces {
+            if metadata::check_namespace(namespace).is_err() {
+                let problem = "is no name containerd accepts for a namespace; it refuses every request for it";
+                self.report.findings.push(Finding::new(Severity::Warning, namespace, problem));
+            }
             self.records(namespace, records);
             for image in images {
                 self.report.images += 1;
@@ -161,36 +196,37 @@ impl Checker {
             named.extend(records.blobs.keys());
         }
         self.report.unreferenced = self.files.keys().filter(|digest| !named.contains(digest)).count() as u64;
-        Ok(())
+        Ok(namespaces.into_iter().flat_map(|(_, _, records)| records.snapshots).collect())
     }
 
     /// Each blob's file, and each snapshot's parent and each reference to one.
     fn records(&mut self, namespace: &str, records: &Records) {
-        let exists = |snapshotter: &str, key: &str| {
-            records.snapshots.iter().any(|snapshot| snapshot.snapshotter == snapshotter && snapshot.key == key)
-        };
+        let known: HashSet<(&str, &str)> =
+            records.snapshots.iter().map(|row| (row.snapshotter.as_str(), row.key.as_str())).collect();
+        let exists = |snapshotter: &str, key: &str| known.contains(&(snapshotter, key));
         for blob in records.blobs.values() {
             let object = format!("{namespace}/content/{}", blob.digest);
             match self.files.get(&blob.digest).map(|stat| stat.size) {
-                None => self.note(object.as_str(), "has a record and no file"),
+                None => self.note(
+                    object.as_str(),
+                    "has a record and no file; containerd fails to read it, and counts it as there",
+                ),
                 Some(size) if size != blob.size => {
                     self.note(object.as_str(), format!("has {size} bytes; its record says {}", blob.size));
                 }
                 Some(_) => {}
             }
+            self.labels(&object, &blob.labels);
             for (key, value) in &blob.labels {
-                if key.len() + value.len() > labels::MAX_LABEL {
-                    self.note(
-                        &object,
-                        format!("has a label {key:?} so long that containerd refuses every update of the record"),
-                    );
-                }
                 if let Some(snapshotter) = key.strip_prefix(labels::GC_REF_SNAPSHOT) {
                     let snapshotter = snapshotter.split(['.', '/']).next().unwrap_or_default();
                     if !exists(snapshotter, value) {
                         self.note(
                             &object,
-                            format!("refers to a snapshot that does not exist: {value} of {snapshotter}"),
+                            format!(
+                                "refers to a snapshot that does not exist: {value} of {snapshotter}; containerd unpacks the image \
+                                 again when a container needs it"
+                            ),
                         );
                     }
                 }
@@ -199,13 +235,29 @@ impl Checker {
         for snapshot in &records.snapshots {
             if !snapshot.parent.is_empty() && !exists(&snapshot.snapshotter, &snapshot.parent) {
                 let object = format!("{namespace}/snapshots/{}/{}", snapshot.snapshotter, snapshot.key);
-                self.note(object, format!("has a parent that does not exist: {}", snapshot.parent));
+                self.note(
+                    object,
+                    format!("has a parent that does not exist: {}; containers from it fail", snapshot.parent),
+                );
             }
+        }
+    }
+
+    fn labels(&mut self, object: &str, labels: &Labels) {
+        for key in labels.iter().filter_map(labels::too_long) {
+            self.note(
+                object,
+                format!("has a label {key:?} so long that containerd refuses every update of the record"),
+            );
         }
     }
 
     fn image(&mut self, namespace: &str, image: &ImageRow, records: &Records) {
         let object = format!("{namespace}/images/{}", image.name);
+        self.labels(&object, &image.labels);
+        if image.name.is_empty() || image.target.media_type.is_empty() || image.target.size == 0 {
+            self.note(&object, "has no name, media type or size; containerd refuses every update of the record");
+        }
         match walk(&self.store, &image.target, &|digest| records.blobs.contains_key(digest)) {
             Err(error) => self.note(object.as_str(), crate::kind::chain(&error)),
             Ok(walk) => {
@@ -240,7 +292,10 @@ impl Checker {
             for child in children {
                 if recorded(&child.digest) {
                     if !held.contains(child.digest.as_str()) {
-                        problems.push(format!("nothing keeps {} from garbage collection", child.digest));
+                        problems.push(format!(
+                            "nothing keeps {} from garbage collection; containerd removes it when it starts",
+                            child.digest
+                        ));
                     }
                     continue;
                 }

@@ -2,9 +2,10 @@
 
 mod check;
 mod list;
+mod snapshots;
 mod walk;
 
-pub use check::{CheckReport, Finding, check};
+pub use check::{CheckReport, Finding, Severity, check};
 pub use list::{ListedImage, images};
 
 use crate::root::RootError;

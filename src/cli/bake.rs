@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use prebake::bake::{DEFAULT_CONCURRENCY, Report, Request, run};
-use prebake::metadata::K8S_NAMESPACE;
+use prebake::metadata::{K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::{Credentials, Options};
 use serde_json::json;
@@ -57,15 +57,8 @@ pub(super) struct FetchArgs {
     pub(super) output: OutputArgs,
 }
 
-/// containerd's rule for namespaces (`identifiers.Validate`).
-pub(super) fn namespace(text: &str) -> Result<String, String> {
-    let word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric());
-    if text.len() > 76 || !text.split(['-', '_', '.']).all(word) || text == "version" {
-        return Err(
-            "a namespace has letters and digits, joined by single \"-\", \"_\" or \".\", at most 76 in all".to_owned()
-        );
-    }
-    Ok(text.to_owned())
+pub(super) fn namespace(text: &str) -> Result<String, prebake::metadata::Error> {
+    check_namespace(text).map(|()| text.to_owned())
 }
 
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {

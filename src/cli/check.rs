@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use prebake::care::{self, CheckReport};
+use prebake::care::{self, CheckReport, Finding, Severity};
 use prebake::kind::Kind;
 
 use super::output::{self, OutputArgs};
@@ -14,7 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   prebake check --root ./chroot
   prebake check --root ./chroot --json | jq .findings
-Exits with 6 when anything is off, and lists it.";
+Exits with 6 when containerd would fail at anything or lose it; warnings alone are no failure.";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -46,12 +46,21 @@ pub(super) fn run(args: &CheckArgs) -> Result<u8, Failed> {
     } else {
         show(&report, args.output.quiet);
     }
-    Ok(if report.findings.is_empty() { 0 } else { exit_code(Kind::Corrupt) })
+    Ok(if errors(&report) == 0 { 0 } else { exit_code(Kind::Corrupt) })
+}
+
+fn errors(report: &CheckReport) -> usize {
+    report.findings.iter().filter(|finding| finding.severity == Severity::Error).count()
 }
 
 fn show(report: &CheckReport, quiet: bool) {
-    for finding in &report.findings {
-        output::tell(format!("{}: {}", finding.object, finding.problem));
+    let errors = errors(report);
+    for Finding { severity, object, problem } in &report.findings {
+        match severity {
+            Severity::Error => output::tell(format!("{object}: {problem}")),
+            Severity::Warning if quiet => {}
+            Severity::Warning => output::tell(format!("warning: {object}: {problem}")),
+        }
     }
     if quiet {
         return;
@@ -61,8 +70,12 @@ fn show(report: &CheckReport, quiet: bool) {
         0 => String::new(),
         n => format!(" ({n} blobs that no record names)"),
     };
-    output::say(match report.findings.len() {
-        0 => format!("sound: {blobs}{unreferenced}"),
-        n => format!("{n} problems: {blobs}{unreferenced}"),
+    let warnings = match report.findings.len() - errors {
+        0 => String::new(),
+        n => format!(", {n} warnings"),
+    };
+    output::say(match errors {
+        0 => format!("sound: {blobs}{unreferenced}{warnings}"),
+        n => format!("{n} problems: {blobs}{unreferenced}{warnings}"),
     });
 }

@@ -21,6 +21,21 @@ pub(super) fn varint(n: i64) -> Vec<u8> {
 
 /// Go `binary.Varint` over the whole of `bytes`.
 pub(super) fn parse_varint(bytes: &[u8]) -> Option<i64> {
+    let n = parse_uvarint(bytes)?;
+    Some((n >> 1).cast_signed() ^ -(n & 1).cast_signed())
+}
+
+/// A key among the `parents` of a snapshotter: ids of parent and child with a zero byte between (containerd
+/// `storage.parentKey`).
+pub(super) fn parse_link(key: &[u8]) -> Option<(u64, u64)> {
+    // The last byte of a varint has no high bit, and only the number 0, which no id is, has a zero byte at its end.
+    let end = key.iter().position(|byte| byte & 0x80 == 0)?;
+    let (parent, rest) = key.split_at(end + 1);
+    Some((parse_uvarint(parent)?, parse_uvarint(rest.strip_prefix(&[0])?)?))
+}
+
+/// Go `binary.Uvarint` over the whole of `bytes`.
+pub(super) fn parse_uvarint(bytes: &[u8]) -> Option<u64> {
     let mut n: u64 = 0;
     let (last, more) = bytes.split_last()?;
     if bytes.len() > 10 || last & 0x80 != 0 || more.iter().any(|byte| byte & 0x80 == 0) {
@@ -30,7 +45,7 @@ pub(super) fn parse_varint(bytes: &[u8]) -> Option<i64> {
         let bits = u64::from(byte & 0x7f);
         n |= bits.checked_shl(7 * u32::try_from(i).ok()?).filter(|shifted| shifted >> (7 * i) == bits)?;
     }
-    Some((n >> 1).cast_signed() ^ -(n & 1).cast_signed())
+    Some(n)
 }
 
 /// Go's binary form of a time in UTC, which it marks by the offset -1.
@@ -77,6 +92,15 @@ mod tests {
             &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],
         ] {
             assert_eq!(parse_varint(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn links_between_snapshots() {
+        assert_eq!(parse_link(&[1, 0, 2]), Some((1, 2)));
+        assert_eq!(parse_link(&[0x80, 0x01, 0, 0xff, 0x01]), Some((128, 255)));
+        for bad in [&[][..], &[1], &[1, 2], &[0x80], &[1, 0], &[1, 0, 0x80]] {
+            assert_eq!(parse_link(bad), None, "{bad:?}");
         }
     }
 

@@ -9,6 +9,11 @@ pub type Labels = BTreeMap<String, String>;
 
 /// Longest key and value together, in bytes (containerd `labels.Validate`); with one longer, every later update fails.
 pub const MAX_LABEL: usize = 4096;
+/// The key of a label that containerd refuses for its length.
+pub(crate) fn too_long<'l>((key, value): (&'l String, &String)) -> Option<&'l str> {
+    (key.len() + value.len() > MAX_LABEL).then_some(key)
+}
+
 /// What a content reference starts with.
 pub const GC_REF_CONTENT: &str = "containerd.io/gc.ref.content";
 /// What a snapshot reference starts with; the snapshotter's name follows after a dot.

@@ -16,6 +16,7 @@ mod codec;
 pub mod labels;
 mod lock;
 mod records;
+mod snapshotter;
 
 use std::fs::{self, File};
 use std::io;
@@ -28,8 +29,11 @@ pub use labels::Labels;
 use lock::Waiting;
 pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
 pub use records::{
-    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, images, namespaces, put_blob, put_image, snapshots,
+    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
+    namespaces, put_blob, put_image, snapshots,
 };
+
+pub use snapshotter::{Records as SnapshotterRecords, Snapshotter, Stored, snapshotters};
 
 use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx};
 use crate::root::{Root, RootError};
@@ -84,6 +88,11 @@ pub enum Error {
     /// The directory cannot be used.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// A name that containerd refuses for a namespace.
+    #[error(
+        "bad namespace {0:?}: it has letters and digits, joined by single \"-\", \"_\" or \".\", at most 76 in all"
+    )]
+    Namespace(String),
     /// A record that is not as containerd writes it.
     #[error("{path}: {what}")]
     Record {

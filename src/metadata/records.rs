@@ -27,6 +27,9 @@ const SIZE: &[u8] = b"size";
 const CREATED: &[u8] = b"createdat";
 const UPDATED: &[u8] = b"updatedat";
 const NAME: &[u8] = b"name";
+const SANDBOXES: &[u8] = b"sandboxes";
+/// Longest name of a namespace, in bytes (containerd `identifiers.maxLength`).
+const MAX_NAMESPACE: usize = 76;
 const PARENT: &[u8] = b"parent";
 
 type Path<'k> = [&'k [u8]];
@@ -82,6 +85,8 @@ pub struct BlobRow {
 /// A snapshot as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// The namespace it is in.
+    pub namespace: String,
     /// The snapshotter that owns it.
     pub snapshotter: String,
     /// Key of the record: a chainID, or a container's id.
@@ -146,6 +151,12 @@ pub fn put_blob(tx: &mut Tx<'_>, namespace: &str, blob: &Blob<'_>, now: DateTime
 }
 
 fn add_labels(tx: &mut Tx<'_>, path: &Path<'_>, labels: &Labels) -> Result<bool> {
+    if labels.iter().any(|label| super::labels::too_long(label).is_some()) {
+        return Err(wrong(
+            path,
+            "a label of more than 4096 bytes, with which containerd refuses every update of the record",
+        ));
+    }
     let path = [path, &[LABELS]].concat();
     let mut changed = false;
     // containerd stores no label without a value.
@@ -175,6 +186,31 @@ fn touch(tx: &mut Tx<'_>, path: &Path<'_>, changed: bool, now: DateTime<Utc>) ->
 /// [`Error::Bolt`].
 pub fn namespaces(tx: &Tx<'_>) -> Result<Vec<String>> {
     Ok(buckets(tx, &[V1])?.into_iter().map(|key| lossy(&key)).collect())
+}
+
+/// Names of root buckets that are neither containerd's records nor the sandboxes that 1.7 keeps there.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn foreign_buckets(tx: &Tx<'_>) -> Result<Vec<String>> {
+    let mut foreign = Vec::new();
+    for key in buckets(tx, &[])? {
+        if key != V1 && buckets(tx, &[&key])?.iter().all(|inside| inside != SANDBOXES) {
+            foreign.push(lossy(&key));
+        }
+    }
+    Ok(foreign)
+}
+
+/// Whether containerd accepts a name for a namespace (`identifiers.Validate`).
+///
+/// # Errors
+/// [`Error::Namespace`].
+pub fn check_namespace(name: &str) -> Result<()> {
+    let word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    // "version" is a key beside the namespaces.
+    let valid = name.len() <= MAX_NAMESPACE && name.split(['-', '_', '.']).all(word) && name.as_bytes() != VERSION;
+    if valid { Ok(()) } else { Err(Error::Namespace(name.to_owned())) }
 }
 
 /// The images of a namespace by name; what is wrong with one comes in its place.
@@ -285,7 +321,13 @@ pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Snapshot>> {
         let rows = rows(tx, &path, "a plain key among the snapshots", &mut |key, view| {
             let text = |key| Ok::<_, bolt::Error>(view.get(key)?.map(|bytes| lossy(&bytes)).unwrap_or_default());
             let (parent, name) = (text(PARENT)?, text(NAME)?);
-            Ok(Ok(Snapshot { snapshotter: lossy(&snapshotter), key: lossy(key), parent, name }))
+            Ok(Ok(Snapshot {
+                namespace: namespace.to_owned(),
+                snapshotter: lossy(&snapshotter),
+                key: lossy(key),
+                parent,
+                name,
+            }))
         })?;
         found.extend(rows.into_iter().flatten());
     }

@@ -15,3 +15,4 @@ mod house_rules;
 mod interrupt;
 mod lock;
 mod parsers;
+mod traps;

@@ -1,0 +1,148 @@
+//! Whether meta.db, the snapshotters' own databases and their directories agree, as containerd needs them to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::check::{Finding, Severity};
+use crate::metadata::{Snapshot, Snapshotter, SnapshotterRecords};
+
+/// Snapshotters with a directory for each snapshot, named by its id.
+const WITH_DIRS: [&str; 2] = ["overlayfs", "native"];
+/// Kinds containerd knows (`snapshots.Kind`): view, active, committed.
+const KINDS: std::ops::RangeInclusive<u8> = 1..=3;
+
+/// Everything that is off; `rows` are the snapshots meta.db knows, of all namespaces.
+pub(super) fn findings(snapshotters: &[Snapshotter], rows: &[Snapshot]) -> Vec<Finding> {
+    let mut known: BTreeMap<&str, Vec<&Snapshot>> = BTreeMap::new();
+    for row in rows {
+        known.entry(&row.snapshotter).or_default().push(row);
+    }
+    let mut found = Vec::new();
+    for snapshotter in snapshotters {
+        let rows = known.remove(snapshotter.name.as_str()).unwrap_or_default();
+        Look { snapshotter, found: &mut found }.all(&rows);
+    }
+    for (name, rows) in known {
+        let problem = format!("{} snapshots whose snapshotter keeps its state elsewhere; not looked at", rows.len());
+        found.push(Finding::new(Severity::Warning, name, problem));
+    }
+    found
+}
+
+struct Look<'a> {
+    snapshotter: &'a Snapshotter,
+    found: &'a mut Vec<Finding>,
+}
+
+impl Look<'_> {
+    fn note(&mut self, severity: Severity, object: &str, problem: impl Into<String>) {
+        let object = format!("{}/{object}", self.snapshotter.name);
+        self.found.push(Finding::new(severity, object, problem));
+    }
+
+    fn all(&mut self, rows: &[&Snapshot]) {
+        let snapshotter = self.snapshotter;
+        for finding in snapshotter.structure.iter().flat_map(|structure| &structure.findings) {
+            self.note(Severity::of(&finding.problem), "metadata.db", finding.to_string());
+        }
+        let with_dirs = WITH_DIRS.contains(&snapshotter.name.as_str());
+        let dirs: BTreeSet<u64> =
+            snapshotter.dirs.iter().filter(|_| with_dirs).filter_map(|dir| dir.parse().ok()).collect();
+        let Some(records) = &snapshotter.records else {
+            let damaged = snapshotter.structure.iter().any(|s| s.findings.iter().any(|f| f.problem.is_fatal()));
+            if !damaged && (!dirs.is_empty() || !rows.is_empty()) {
+                let problem = format!(
+                    "has no records of {} directories and {} snapshots in meta.db; containerd fails to make new snapshots, \
+                     and deletes directories in trying",
+                    dirs.len(),
+                    rows.len()
+                );
+                self.note(Severity::Error, "metadata.db", problem);
+            }
+            return;
+        };
+        let Some(sequence) = records.sequence else {
+            let problem =
+                "has no bucket \"snapshots\"; containerd crashes at its first garbage collection of snapshots";
+            self.note(Severity::Error, "metadata.db", problem);
+            return;
+        };
+        let last = dirs.iter().next_back().copied();
+        let highest = records.snapshots.values().filter_map(|stored| stored.id).chain(last).max().unwrap_or(0);
+        if sequence < highest {
+            let problem = format!(
+                "gave out ids up to {sequence}, and {highest} is in use; containerd fails to make new snapshots, and \
+                 deletes those in its way"
+            );
+            self.note(Severity::Error, "metadata.db", problem);
+        }
+        self.records(records, with_dirs.then_some(&dirs));
+        self.rows(records, rows);
+        if with_dirs {
+            let ids: BTreeSet<u64> = records.snapshots.values().filter_map(|stored| stored.id).collect();
+            for dir in &snapshotter.dirs {
+                if !dir.parse().is_ok_and(|id| ids.contains(&id)) {
+                    let problem = "has no record; containerd removes it at its next garbage collection of snapshots";
+                    self.note(Severity::Warning, &format!("snapshots/{dir}"), problem);
+                }
+            }
+        }
+    }
+
+    /// The records of metadata.db among each other, and each one's directory.
+    fn records(&mut self, records: &SnapshotterRecords, dirs: Option<&BTreeSet<u64>>) {
+        let mut ids = BTreeSet::new();
+        for (name, stored) in &records.snapshots {
+            let (Some(id), true) = (stored.id, stored.kind.is_some_and(|kind| KINDS.contains(&kind))) else {
+                self.note(Severity::Error, name, "has no valid id and kind; containerd fails at every use of it");
+                continue;
+            };
+            if !ids.insert(id) {
+                self.note(Severity::Error, name, format!("has the id {id} of another; both would use one directory"));
+            }
+            if dirs.is_some_and(|dirs| !dirs.contains(&id)) {
+                let problem = format!(
+                    "has no directory snapshots/{id}; containerd takes it for unpacked, and containers from it fail to start"
+                );
+                self.note(Severity::Error, name, problem);
+            }
+            if stored.parent.is_empty() {
+                continue;
+            }
+            match records.snapshots.get(&stored.parent).map(|parent| parent.id) {
+                None => {
+                    let problem =
+                        format!("has a parent that does not exist: {}; containers from it fail", stored.parent);
+                    self.note(Severity::Error, name, problem);
+                }
+                Some(parent) => {
+                    if parent.is_some_and(|parent| !records.links.contains(&(parent, id))) {
+                        let problem =
+                            "is not named among its parent's children; containerd would remove the parent under it";
+                        self.note(Severity::Error, name, problem);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What meta.db says against what metadata.db says.
+    fn rows(&mut self, records: &SnapshotterRecords, rows: &[&Snapshot]) {
+        let mut named: BTreeMap<&str, &Snapshot> = BTreeMap::new();
+        for row in rows {
+            let object = format!("{}/{}", row.namespace, row.key);
+            if let Some(other) = named.insert(&row.name, row) {
+                let problem =
+                    format!("is the same snapshot as {}/{}; removing one breaks the other", other.namespace, other.key);
+                self.note(Severity::Error, &object, problem);
+            }
+            if !records.snapshots.contains_key(&row.name) {
+                let problem = "is in meta.db and not in metadata.db; containerd lists it, and containers from it fail";
+                self.note(Severity::Error, &object, problem);
+            }
+        }
+        for name in records.snapshots.keys().filter(|name| !named.contains_key(name.as_str())) {
+            let problem = "is in metadata.db and not in meta.db; containerd removes it at its next garbage collection of snapshots";
+            self.note(Severity::Warning, name, problem);
+        }
+    }
+}
