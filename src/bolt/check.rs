@@ -115,12 +115,7 @@ pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)>
         None => None,
     };
     walk.page(meta.root, Bounds::default(), 0)?;
-    let mut free = FreeRuns::default();
-    let mut unused = 0;
-    for id in (2..meta.high_water).filter(|id| !is_used(&used, *id)) {
-        free.add(id, 1);
-        unused += 1;
-    }
+    let (free, unused) = unused_pages(&used, meta.high_water);
     if let Some(mut listed) = listed {
         listed.sort_unstable();
         let mut sound = Vec::with_capacity(listed.len());
@@ -139,6 +134,27 @@ pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)>
         }
     }
     Ok((Report { findings: walk.findings }, free))
+}
+
+/// Runs of pages below the high-water mark that are not used, and how many pages they are. A hostile file may have billions.
+fn unused_pages(used: &[AtomicU64], high_water: u64) -> (FreeRuns, u64) {
+    let (mut free, mut count) = (FreeRuns::default(), 0);
+    let mut id = 2;
+    while id < high_water {
+        let start = id;
+        while id < high_water && !is_used(used, id) {
+            let word = usize::try_from(id / 64).map_or(0, |i| used[i].load(Ordering::Relaxed));
+            let whole = id % 64 == 0 && word == 0;
+            id = if whole { high_water.min(id + 64) } else { id + 1 };
+        }
+        if id > start {
+            free.add(start, id - start);
+            count += id - start;
+        } else {
+            id += 1;
+        }
+    }
+    (free, count)
 }
 
 fn is_used(used: &[AtomicU64], id: u64) -> bool {

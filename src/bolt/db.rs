@@ -8,6 +8,7 @@ use super::bucket::{Bucket, position};
 use super::check::{Finding, Report, check};
 use super::node::{Child, Leaf, Value};
 use super::page::{Header, Kind, Meta, PAGE_SIZES, encode_freelist};
+use super::stats::{Stats, stats};
 use super::storage::Storage;
 use super::view::View;
 use super::{Error, MAX_DEPTH, MAX_KEY, MAX_VALUE, PAGE_SIZE, Problem, Result};
@@ -19,6 +20,23 @@ pub enum FreelistForm {
     Persisted,
     /// `NoFreelistSync`: the form of meta.db since containerd 1.7.
     Rebuilt,
+}
+
+/// A file as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// Bytes of a page.
+    pub page_size: usize,
+    /// Pages up to the highest that was ever used, meta pages included.
+    pub pages: u64,
+    /// Those of them that nobody uses.
+    pub free_pages: u64,
+    /// How many transactions were committed, as the file counts.
+    pub txid: u64,
+    /// Whether it carries its freelist.
+    pub freelist: FreelistForm,
+    /// Bytes of the file.
+    pub len: u64,
 }
 
 /// An entry of a bucket.
@@ -69,6 +87,18 @@ impl Db {
             Err(Error::Damaged(problem)) => Ok(Report { findings: vec![Finding { problem, bucket: Vec::new() }] }),
             Err(error) => Err(error),
         }
+    }
+
+    /// What the file is like.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn info(&self) -> Result<Info> {
+        let Meta { page_size, high_water, txid, freelist, .. } = self.state.meta;
+        let freelist = if freelist.is_some() { FreelistForm::Persisted } else { FreelistForm::Rebuilt };
+        let free_pages = self.state.free.ids().count() as u64;
+        let len = self.storage.len().map_err(Error::io("measuring"))?;
+        Ok(Info { page_size, pages: high_water, free_pages, txid, freelist, len })
     }
 
     /// Writes an empty database onto empty storage, durably.
@@ -220,6 +250,16 @@ impl Tx<'_> {
     /// As [`Tx::get`].
     pub fn sequence(&self, path: &[&[u8]]) -> Result<Option<u64>> {
         self.read(path, &mut |bucket| Ok(bucket.map(|bucket| bucket.sequence)))
+    }
+
+    /// How much a bucket holds; `None` when there is no such bucket.
+    ///
+    /// # Errors
+    /// As [`Tx::get`].
+    pub fn stats(&self, path: &[&[u8]]) -> Result<Option<Stats>> {
+        let windows = RefCell::default();
+        let pages = Pages { windows: Some(&windows), ..self.pager.pages() };
+        self.read(path, &mut |bucket| bucket.map(|bucket| stats(bucket, &pages)).transpose())
     }
 
     /// Everything, as text: `b PATH SEQUENCE` for a bucket and `k PATH KEY VALUE` for a value, depth first in the order

@@ -23,11 +23,13 @@ mod check;
 mod db;
 mod node;
 mod page;
+mod stats;
 mod storage;
 mod view;
 
 pub use check::{Finding, Problem, Report};
-pub use db::{Db, Entry, FreelistForm, Item, Tx};
+pub use db::{Db, Entry, FreelistForm, Info, Item, Tx};
+pub use stats::Stats;
 pub use storage::{CrashStorage, Fault, FileStorage, Holder, Lock, MemStorage, Storage, Unsynced, lock_holder};
 pub use view::{Seen, View};
 

@@ -1,6 +1,7 @@
 //! The command line: arguments, terminal, exit codes. One file a command.
 
 mod bake;
+mod bolt;
 mod bootstrap;
 mod check;
 mod demo;
@@ -51,6 +52,8 @@ enum Command {
     Images(images::ImagesArgs),
     /// Hash every blob and follow every reference in a root's metadata
     Check(check::CheckArgs),
+    /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
+    Bolt(bolt::BoltArgs),
     /// Bake images from an embedded registry, check them, and show what was made
     Demo(demo::DemoArgs),
 }
@@ -126,6 +129,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bootstrap(args) => args.output.json,
         Command::Images(args) => args.json,
         Command::Check(args) => args.output.json,
+        Command::Bolt(args) => args.json(),
         Command::Demo(_) => false,
     };
     let code = match cli.command {
@@ -134,6 +138,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Images(args) => images::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Bolt(args) => bolt::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     ExitCode::from(code.unwrap_or_else(|failed| {

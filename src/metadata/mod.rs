@@ -16,6 +16,7 @@ mod codec;
 pub mod labels;
 mod lock;
 mod records;
+mod show;
 mod snapshotter;
 
 use std::fs::{self, File};
@@ -33,6 +34,7 @@ pub use records::{
     namespaces, put_blob, put_image, snapshots,
 };
 
+pub use show::{Shown, show, show_key};
 pub use snapshotter::{Records as SnapshotterRecords, Snapshotter, Stored, snapshotters};
 
 use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx};

@@ -8,6 +8,7 @@ mod support;
 mod auth;
 mod bake;
 mod bolt;
+mod bolt_cli;
 mod check;
 mod crash;
 mod faults;
