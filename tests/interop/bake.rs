@@ -295,7 +295,19 @@ fn a_full_disk_costs_nothing_and_the_next_run_goes_on() {
     assert!(run.stderr.lines().last().unwrap().contains("No space left on device"), "{}", run.stderr);
     prebake(&root.0, "check").expect(0);
     assert_eq!(records(&root.0), before);
-    peers::run(Command::new("mount").args(["-o", "remount,size=16m"]).arg(&root.0));
+    let resize = |size: &str| {
+        peers::run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&root.0));
+    };
+    // The blobs fit and the records do not.
+    resize("16m");
+    prebake(&root.0, &format!("fetch {}", find("/zstd:"))).expect(0);
+    let used = peers::run(Command::new("df").args(["--output=used", "-k"]).arg(&root.0));
+    resize(&format!("{}k", used.lines().nth(1).unwrap().trim()));
+    let run = prebake(&root.0, "bootstrap").expect(7);
+    assert!(run.stderr.contains("meta.db: ") && run.stderr.contains("No space left on device"), "{}", run.stderr);
+    assert_eq!(records(&root.0), before);
+    resize("16m");
+    prebake(&root.0, "bootstrap").expect(0);
     prebake(&root.0, &format!("bake {}", find("/docker:"))).expect(0);
     prebake(&root.0, "check").expect(0);
 }

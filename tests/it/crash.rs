@@ -2,10 +2,13 @@
 
 use std::io;
 
-use prebake::bolt::{CrashStorage, Db, Fault, Unsynced};
+use prebake::bolt::{CrashStorage, Db, Fault, FileStorage, Lock, Unsynced};
 
 use crate::support::bolt_script::run;
+use crate::support::content::demo;
 use crate::support::crash::{self, attempt, case, dump};
+use crate::support::prebake::{meta_db, prebake, records};
+use crate::support::registry::TestRegistry;
 
 /// How many transactions are cut at each of their steps.
 const TRANSACTIONS: u64 = 300;
@@ -43,4 +46,37 @@ fn an_error_at_any_step_leaves_the_old_state() {
             }
         }
     }
+}
+
+/// The same of the command: records that cannot be written are exit 1 (a full disk is 7, see `tests/interop`).
+#[test]
+fn a_database_that_may_not_grow_keeps_its_records() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    prebake(root.path(), &format!("bake {}", registry.reference("demo/hello:1.0"))).expect(0);
+    // Larger than the catalog, so that a limit on the size of files hits this one only.
+    let mut db = Db::open(Box::new(FileStorage::open(&meta_db(root.path()), Lock::Exclusive).unwrap())).unwrap();
+    let mut tx = db.begin().unwrap();
+    tx.put(&[b"v1", b"large"], b"key", &vec![7; 8 << 20]).unwrap();
+    tx.commit().unwrap();
+    drop(db);
+    prebake(root.path(), &format!("fetch {}", registry.reference("demo/docker:1.0"))).expect(0);
+    let before = records(root.path());
+    // No page beyond those in use may be written; the file has some room behind them.
+    let info =
+        Db::open(Box::new(FileStorage::open(&meta_db(root.path()), Lock::Shared).unwrap())).unwrap().info().unwrap();
+    let blocks = info.pages * info.page_size as u64 / 512;
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f {blocks}; exec {} bootstrap --root {}",
+        env!("CARGO_BIN_EXE_prebake"),
+        root.path().display()
+    );
+    let output = std::process::Command::new("sh").args(["-c", &limited]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("meta.db: ") && stderr.contains("File too large"), "{stderr}");
+    assert_eq!(records(root.path()), before);
+    prebake(root.path(), "bootstrap").expect(0);
+    prebake(root.path(), "check").expect(0);
+    assert!(records(root.path()).len() > before.len());
 }
