@@ -55,7 +55,7 @@ pub enum Problem {
         count: u64,
     },
     /// The file ends before its high-water mark; bbolt would crash with SIGBUS.
-    #[error("the file has {has} bytes and needs {needs}")]
+    #[error("the file has {has} bytes and needs {needs}; bbolt crashes (SIGBUS)")]
     Truncated {
         /// Its length, in bytes.
         has: u64,

@@ -133,7 +133,7 @@ impl Checker {
         let Some(structure) = (match meta.check() {
             Ok(structure) => structure,
             Err(error @ metadata::Error::Bolt { .. }) => {
-                self.note("meta.db", crate::kind::chain(&error));
+                self.note("meta.db", format!("{}; containerd does not start", crate::kind::chain(&error)));
                 return Ok(Vec::new());
             }
             Err(error) => return Err(error.into()),
@@ -142,7 +142,7 @@ impl Checker {
         };
         for finding in &structure.findings {
             let severity = Severity::of(&finding.problem);
-            self.report.findings.push(Finding::new(severity, "meta.db", finding.to_string()));
+            self.report.findings.push(Finding::new(severity, "meta.db", snapshots::structure(finding)));
         }
         if structure.findings.iter().any(|finding| finding.problem.is_fatal()) {
             return Ok(Vec::new());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::{Finding, Severity};
+use crate::bolt;
 use crate::metadata::{Snapshot, Snapshotter, SnapshotterRecords};
 
 /// Snapshotters with a directory for each snapshot, named by its id.
@@ -28,6 +29,12 @@ pub(super) fn findings(snapshotters: &[Snapshotter], rows: &[Snapshot]) -> Vec<F
     found
 }
 
+/// A finding in a database's pages, and what containerd would do about it.
+pub(super) fn structure(finding: &bolt::Finding) -> String {
+    let consequence = if finding.problem.is_fatal() { "; containerd fails or panics when it gets there" } else { "" };
+    format!("{finding}{consequence}")
+}
+
 struct Look<'a> {
     snapshotter: &'a Snapshotter,
     found: &'a mut Vec<Finding>,
@@ -42,7 +49,7 @@ impl Look<'_> {
     fn all(&mut self, rows: &[&Snapshot]) {
         let snapshotter = self.snapshotter;
         for finding in snapshotter.structure.iter().flat_map(|structure| &structure.findings) {
-            self.note(Severity::of(&finding.problem), "metadata.db", finding.to_string());
+            self.note(Severity::of(&finding.problem), "metadata.db", structure(finding));
         }
         let with_dirs = WITH_DIRS.contains(&snapshotter.name.as_str());
         let dirs: BTreeSet<u64> =
