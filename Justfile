@@ -21,3 +21,8 @@ fuzz target="bolt" seconds="60":
 # Known vulnerabilities of dependencies (needs the advisory database)
 audit:
     cargo deny check advisories
+
+# Keep what the fuzzer found for bolt that reaches code nothing else does
+fuzz-keep:
+    cd tests/fuzz && cargo +nightly fuzz cmin --fuzz-dir . bolt
+    for file in tests/fuzz/corpus/bolt/*; do od -An -v -tx1 "$file" | tr -d ' \n'; echo; done | sort > fixtures/bolt.corpus

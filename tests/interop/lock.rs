@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::peers::{Containerd, RELEASES};
-use crate::support::content::build;
+use crate::support::content::{build, demo};
 use crate::support::prebake::{Run, containerd_root, held, prebake, start};
 use crate::support::registry::TestRegistry;
 
@@ -36,5 +36,27 @@ fn a_containerd_that_starts_meanwhile_waits_and_has_the_images() {
             containerd.stop();
             prebake(&root, "check").expect(0);
         }
+    }
+}
+
+#[test]
+fn a_containerd_starts_on_what_was_only_fetched() {
+    let registry = TestRegistry::start(demo());
+    let name = registry.reference("demo/hello:1.0");
+    for release in RELEASES {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        // Leaves an empty database, as a bake does that is killed before it has written its records.
+        prebake(&root, &format!("fetch {name}")).expect(0);
+        let mut containerd = Containerd::start(release, &containerd_root(&root), &dir.path().join("c"));
+        assert_eq!(containerd.ctr("images ls -q"), "", "{release}");
+        containerd.restart();
+        containerd.stop();
+        prebake(&root, "bootstrap").expect(0);
+        prebake(&root, "check").expect(0);
+        containerd.launch();
+        assert!(containerd.ctr("images ls -q").lines().any(|line| line == name), "{release}");
+        containerd.collect_garbage();
+        assert!(containerd.ctr("images check").contains(" complete ("), "{release}");
     }
 }
