@@ -114,10 +114,15 @@ impl Root {
             }
             let new = at.join(part);
             let mode = if i + 1 == parts.len() { mode } else { PLUGIN_MODE };
-            rustix::fs::mkdir(&new, Mode::from_raw_mode(mode)).map_err(|errno| error(errno.into()))?;
+            match rustix::fs::mkdir(&new, Mode::from_raw_mode(mode)) {
+                // Another prebake, or a containerd, made it meanwhile.
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(error(errno.into())),
+            }
             // Whatever will be renamed into it must not become durable before it.
             File::open(&at).and_then(|parent| parent.sync_all()).map_err(error)?;
-            at = new;
+            let missing = || error(io::ErrorKind::NotADirectory.into());
+            at = resolve(&root, &done).map_err(error)?.ok_or_else(missing)?;
         }
         Ok(at)
     }

@@ -236,10 +236,12 @@ pub fn bootstrap(
     root: &Root,
     namespace: &str,
     listener: &dyn Listener,
-    wait: &Wait<'_>,
+    lock_timeout: Duration,
 ) -> Result<Vec<Outcome>, Error> {
     metadata::check_namespace(namespace)?;
-    let mut meta = MetaDb::lock(root, Lock::Exclusive, wait)?;
+    let tell = |holder: &str| listener.on(&Event::Waiting { holder });
+    let wait = Wait { timeout: lock_timeout, tell: &tell, stop: &AtomicBool::new(false) };
+    let mut meta = MetaDb::lock(root, Lock::Exclusive, &wait)?;
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;

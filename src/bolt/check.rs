@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::alloc::{FreeRuns, Page, Pages, Windows};
 use super::bucket::{BUCKET_HEADER, Bucket};
 use super::node::{Element, elements, inline_elements};
 use super::page::{Header, Kind, Meta, decode_freelist};
-use super::{Error, MAX_DEPTH, Result};
+use super::{Error, MAX_DEPTH, MAX_PAGE, Result, key_text};
 
 /// Something wrong in a database. Ids are page ids.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +77,8 @@ impl Problem {
 pub struct Finding {
     /// What is wrong.
     pub problem: Problem,
-    /// The keys of the buckets from the root to it; empty for the root bucket, and for what is in none.
+    /// The keys of the buckets from the root to it, each cut off at [`SHOWN_KEY`]; empty for the root bucket, and for what is
+    /// in none.
     pub bucket: Vec<Vec<u8>>,
 }
 
@@ -84,7 +86,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.problem)?;
         for (i, key) in self.bucket.iter().enumerate() {
-            write!(f, "{}{}", if i == 0 { " (bucket " } else { "/" }, key.escape_ascii())?;
+            write!(f, "{}{}", if i == 0 { " (bucket " } else { "/" }, key_text(key))?;
         }
         f.write_str(if self.bucket.is_empty() { "" } else { ")" })
     }
@@ -93,9 +95,32 @@ impl fmt::Display for Finding {
 /// What a verification found.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Everything wrong, in the order it was met; empty when the file is sound.
+    /// What is wrong, in the order it was met, at most [`MAX_FINDINGS`]; empty when the file is sound.
     pub findings: Vec<Finding>,
+    /// How much more is wrong.
+    pub more: u64,
 }
+
+impl Report {
+    /// Whether nothing may be written to the file.
+    pub fn is_fatal(&self) -> bool {
+        self.findings.iter().any(|finding| finding.problem.is_fatal())
+    }
+
+    /// Keeps a finding as long as there is room, and one that is fatal in any case.
+    fn add(&mut self, finding: Finding) {
+        if self.findings.len() < MAX_FINDINGS || (finding.problem.is_fatal() && !self.is_fatal()) {
+            self.findings.push(finding);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// Findings that are told one by one: a hostile file has one for each of its bytes.
+pub const MAX_FINDINGS: usize = 1000;
+/// How much of a key is told with a finding, in bytes.
+pub const SHOWN_KEY: usize = 256;
 
 /// From this many pages on, a file is walked by several threads.
 const LARGE: u64 = 4096;
@@ -104,25 +129,27 @@ const MANY: usize = 16;
 
 /// Walks the state `meta` describes. Also gives the pages it does not use.
 pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)> {
-    let used: Vec<AtomicU64> = (0..=meta.high_water / 64).map(|_| AtomicU64::new(0)).collect();
-    used[0].store(0b11, Ordering::Relaxed);
+    let used = Used::new(meta.high_water);
+    used.claim(0);
+    used.claim(1);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let spare = AtomicUsize::new(if meta.high_water < LARGE { 0 } else { threads - 1 });
     let windows = RefCell::default();
-    let mut walk = Walk::new(Pages { windows: Some(&windows), ..pages }, &used, &spare, Vec::new());
+    let pages = Pages { windows: Some(&windows), ..pages };
+    let mut walk = Walk { pages, used: &used, spare: &spare, bucket: Vec::new(), held: 0, report: Report::default() };
     let listed = match meta.freelist {
         Some(id) => walk.freelist(id)?,
         None => None,
     };
     walk.page(meta.root, Bounds::default(), 0)?;
-    let (free, unused) = unused_pages(&used, meta.high_water);
+    let (free, unused) = used.others(meta.high_water);
     if let Some(mut listed) = listed {
         listed.sort_unstable();
         let mut sound = Vec::with_capacity(listed.len());
         for (i, &id) in listed.iter().enumerate() {
             if id < 2 || id >= meta.high_water || (i > 0 && listed[i - 1] == id) {
                 walk.found(Problem::BadFree(id));
-            } else if is_used(&used, id) {
+            } else if used.contains(id) {
                 walk.found(Problem::FreeInUse(id));
             } else {
                 sound.push(id);
@@ -133,32 +160,67 @@ pub(super) fn check(pages: Pages<'_>, meta: &Meta) -> Result<(Report, FreeRuns)>
             walk.found(Problem::Leaked { first, count });
         }
     }
-    Ok((Report { findings: walk.findings }, free))
+    Ok((walk.report, free))
 }
 
-/// Runs of pages below the high-water mark that are not used, and how many pages they are. A hostile file may have billions.
-fn unused_pages(used: &[AtomicU64], high_water: u64) -> (FreeRuns, u64) {
-    let (mut free, mut count) = (FreeRuns::default(), 0);
-    let mut id = 2;
-    while id < high_water {
-        let start = id;
-        while id < high_water && !is_used(used, id) {
-            let word = usize::try_from(id / 64).map_or(0, |i| used[i].load(Ordering::Relaxed));
-            let whole = id % 64 == 0 && word == 0;
-            id = if whole { high_water.min(id + 64) } else { id + 1 };
-        }
-        if id > start {
-            free.add(start, id - start);
-            count += id - start;
-        } else {
-            id += 1;
-        }
+/// Which pages are in use, in parts that are made when one of their pages is: most of a hostile file may be a hole.
+struct Used(Vec<OnceLock<Box<[AtomicU64]>>>);
+
+/// Words of 64 pages in a part.
+const PART: u64 = 512;
+
+impl Used {
+    fn new(high_water: u64) -> Self {
+        Self((0..=high_water / 64 / PART).map(|_| OnceLock::new()).collect())
     }
-    (free, count)
-}
 
-fn is_used(used: &[AtomicU64], id: u64) -> bool {
-    usize::try_from(id / 64).is_ok_and(|i| used[i].load(Ordering::Relaxed) & (1 << (id % 64)) != 0)
+    fn part(&self, id: u64) -> Option<&OnceLock<Box<[AtomicU64]>>> {
+        self.0.get(usize::try_from(id / 64 / PART).ok()?)
+    }
+
+    /// Whether it was claimed before.
+    fn contains(&self, id: u64) -> bool {
+        self.word(id) & (1 << (id % 64)) != 0
+    }
+
+    /// The word in which a page is.
+    fn word(&self, id: u64) -> u64 {
+        let part = self.part(id).and_then(OnceLock::get);
+        part.map_or(0, |part| part[(id / 64 % PART) as usize].load(Ordering::Relaxed))
+    }
+
+    /// Marks a page as used; `false` when it was before.
+    fn claim(&self, id: u64) -> bool {
+        let Some(part) = self.part(id) else { return false };
+        let part = part.get_or_init(|| (0..PART).map(|_| AtomicU64::new(0)).collect());
+        let bit = 1 << (id % 64);
+        part[(id / 64 % PART) as usize].fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    /// Runs of pages below the high-water mark that are not used, and how many pages they are.
+    fn others(&self, high_water: u64) -> (FreeRuns, u64) {
+        let (mut free, mut count) = (FreeRuns::default(), 0);
+        let mut id = 2;
+        while id < high_water {
+            let start = id;
+            while id < high_water && !self.contains(id) {
+                let untouched = self.part(id).is_none_or(|part| part.get().is_none());
+                let step = match id {
+                    _ if untouched && id % (64 * PART) == 0 => 64 * PART,
+                    _ if id % 64 == 0 && self.word(id) == 0 => 64,
+                    _ => 1,
+                };
+                id = high_water.min(id + step);
+            }
+            if id > start {
+                free.add(start, id - start);
+                count += id - start;
+            } else {
+                id += 1;
+            }
+        }
+        (free, count)
+    }
 }
 
 /// Where the keys of a page must lie; a root page has no bounds.
@@ -170,21 +232,20 @@ struct Bounds<'b> {
 
 struct Walk<'s> {
     pages: Pages<'s>,
-    used: &'s [AtomicU64],
+    used: &'s Used,
     /// Threads that may still be started.
     spare: &'s AtomicUsize,
     /// Keys from the root to the bucket that is being walked.
     bucket: Vec<Vec<u8>>,
-    findings: Vec<Finding>,
+    /// Bytes of pages with overflow that are held on the way to it.
+    held: usize,
+    report: Report,
 }
 
-impl<'s> Walk<'s> {
-    fn new(pages: Pages<'s>, used: &'s [AtomicU64], spare: &'s AtomicUsize, bucket: Vec<Vec<u8>>) -> Self {
-        Self { pages, used, spare, bucket, findings: Vec::new() }
-    }
-
+impl Walk<'_> {
     fn found(&mut self, problem: Problem) {
-        self.findings.push(Finding { problem, bucket: self.bucket.clone() });
+        let shown = |key: &Vec<u8>| key[..key.len().min(SHOWN_KEY)].to_vec();
+        self.report.add(Finding { problem, bucket: self.bucket.iter().map(shown).collect() });
     }
 
     /// Reads a page and marks it and its overflow; `None` after noting what is wrong.
@@ -194,8 +255,7 @@ impl<'s> Walk<'s> {
             Err(error) => return self.note(error).map(|()| None),
         };
         for id in id..=id + u64::from(header.overflow) {
-            let bit = 1 << (id % 64);
-            if usize::try_from(id / 64).is_ok_and(|i| self.used[i].fetch_or(bit, Ordering::Relaxed) & bit != 0) {
+            if !self.used.claim(id) {
                 self.found(Problem::UsedTwice(id));
                 return Ok(None);
             }
@@ -232,8 +292,16 @@ impl<'s> Walk<'s> {
             self.found(Problem::TooDeep(id));
             return Ok(None);
         }
-        let Some((_, bytes)) = self.claim(id)? else { return Ok(None) };
-        self.node(&bytes, id, bounds, depth)
+        let Some((header, bytes)) = self.claim(id)? else { return Ok(None) };
+        let held = if header.overflow == 0 { 0 } else { bytes.len() };
+        if self.held + held > MAX_PAGE {
+            self.found(Problem::BadPage { id, what: "a page behind more overflow pages than prebake reads" });
+            return Ok(None);
+        }
+        self.held += held;
+        let height = self.node(&bytes, id, bounds, depth);
+        self.held -= held;
+        height
     }
 
     fn node(&mut self, bytes: &[u8], id: u64, bounds: Bounds<'_>, depth: usize) -> Result<Option<usize>> {
@@ -267,21 +335,22 @@ impl<'s> Walk<'s> {
             let (left, right) = std::thread::scope(|scope| {
                 let (pages, used, spare) = (Pages { windows: None, ..self.pages }, self.used, self.spare);
                 let (storage, page_size, high_water) = (pages.storage, pages.page_size, pages.high_water);
-                let bucket = self.bucket.clone();
+                let (bucket, held) = (self.bucket.clone(), self.held);
                 let beside = scope.spawn(move || {
                     let windows: RefCell<Windows> = RefCell::default();
                     let pages = Pages { storage, page_size, high_water, windows: Some(&windows) };
-                    let mut walk = Walk::new(pages, used, spare, bucket);
+                    let mut walk = Walk { pages, used, spare, bucket, held, report: Report::default() };
                     let height = walk.below(right, id, bounds, depth);
                     spare.fetch_add(1, Ordering::Relaxed);
-                    height.map(|height| (height, walk.findings))
+                    height.map(|height| (height, walk.report))
                 });
                 let left = self.below(left, id, Bounds { below: middle, ..bounds }, depth);
                 (left, beside.join())
             });
-            let (right, findings) = right.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let (right, report) = right.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             let left = left?;
-            self.findings.extend(findings);
+            report.findings.into_iter().for_each(|finding| self.report.add(finding));
+            self.report.more += report.more;
             if let (Some(left), Some(right), Some(Element::Branch { child, .. })) =
                 (left, right, list.get(list.len() / 2))
                 && left != right

@@ -84,7 +84,9 @@ impl Db {
     pub fn check(storage: &dyn Storage) -> Result<Report> {
         match verify(storage) {
             Ok((_, report, _)) => Ok(report),
-            Err(Error::Damaged(problem)) => Ok(Report { findings: vec![Finding { problem, bucket: Vec::new() }] }),
+            Err(Error::Damaged(problem)) => {
+                Ok(Report { findings: vec![Finding { problem, bucket: Vec::new() }], more: 0 })
+            }
             Err(error) => Err(error),
         }
     }
@@ -281,7 +283,7 @@ impl Tx<'_> {
     pub fn put(&mut self, path: &[&[u8]], key: &[u8], value: &[u8]) -> Result<()> {
         check_key(key)?;
         if value.len() > MAX_VALUE {
-            return Err(Error::Invalid("a value longer than bbolt accepts"));
+            return Err(Error::Invalid("a value longer than prebake writes"));
         }
         if path.is_empty() {
             return Err(Error::Invalid("a plain value at the root"));

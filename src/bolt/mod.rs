@@ -27,7 +27,7 @@ mod stats;
 mod storage;
 mod view;
 
-pub use check::{Finding, Problem, Report};
+pub use check::{Finding, MAX_FINDINGS, Problem, Report, SHOWN_KEY};
 pub use db::{Db, Entry, FreelistForm, Info, Item, Tx};
 pub use stats::Stats;
 pub use storage::{CrashStorage, Fault, FileStorage, Holder, Lock, MemStorage, Storage, Unsynced, lock_holder};
@@ -39,8 +39,8 @@ use std::io;
 pub const PAGE_SIZE: usize = 4096;
 /// Longest key bbolt accepts, in bytes (`bbolt.MaxKeySize`).
 pub const MAX_KEY: usize = 32_768;
-/// Longest value bbolt accepts, in bytes (`bbolt.MaxValueSize`).
-pub const MAX_VALUE: usize = (1 << 31) - 2;
+/// Longest value that is written, in bytes; bbolt accepts twice as much (`bbolt.MaxValueSize`).
+pub const MAX_VALUE: usize = MAX_PAGE - (1 << 16);
 /// Longest page with its overflow pages that is read, in bytes: a value of nearly that size fits on one.
 pub const MAX_PAGE: usize = 1 << 30;
 /// How deep pages and buckets may nest altogether. containerd's own files reach about twenty.
@@ -78,6 +78,14 @@ pub enum Error {
 impl Error {
     fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
+    }
+}
+
+/// A key as a person reads it: text where it is printable, else escaped.
+pub fn key_text(key: &[u8]) -> String {
+    match std::str::from_utf8(key) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => key.escape_ascii().to_string(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::bucket::Bucket;
 use super::page::{HEADER, Header, Kind, u32_at, u64_at};
-use super::{Error, Problem, Result};
+use super::{Error, MAX_KEY, Problem, Result};
 
 const ELEMENT: usize = 16;
 const BUCKET_FLAG: u32 = 0x01;
@@ -76,14 +76,16 @@ pub(super) fn elements(b: &[u8], id: u64) -> Result<(bool, impl Iterator<Item = 
         let start = at + from;
         b.get(start..start.saturating_add(len)).ok_or_else(|| bad("an element outside its page"))
     };
+    let bounded = move |ksize| if ksize > MAX_KEY { Err(bad("a key longer than bbolt accepts")) } else { Ok(ksize) };
     let element = move |i| {
         let at = HEADER + i * ELEMENT;
         if branch {
-            let key = slice(at, u32_at(b, at) as usize, u32_at(b, at + 4) as usize)?;
+            let ksize = u32_at(b, at + 4) as usize;
+            let key = slice(at, u32_at(b, at) as usize, bounded(ksize)?)?;
             return Ok(Element::Branch { key, child: u64_at(b, at + 8) });
         }
         let (pos, ksize) = (u32_at(b, at + 4) as usize, u32_at(b, at + 8) as usize);
-        let key = slice(at, pos, ksize)?;
+        let key = slice(at, pos, bounded(ksize)?)?;
         let value = slice(at, pos.saturating_add(ksize), u32_at(b, at + 12) as usize)?;
         Ok(match u32_at(b, at) & BUCKET_FLAG {
             0 => Element::Value { key, value },

@@ -3,8 +3,9 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::OFlags;
@@ -69,6 +70,11 @@ impl FileStorage {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(Error::io("creating"))?;
         Self::lock(file, Lock::Exclusive)
+    }
+
+    /// The file by its descriptor: still this file when its name leads elsewhere.
+    pub fn proc_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
     fn lock(file: File, lock: Lock) -> Result<Self> {

@@ -68,11 +68,11 @@ pub struct CheckReport {
 /// # Errors
 /// [`super::Error`] when the root cannot be looked at; what is wrong in it is in the report.
 pub fn check(root: &Root, progress: &(dyn Fn(u64, u64) + Sync), wait: &Wait<'_>) -> Result<CheckReport> {
-    let mut checker = Checker { store: Store::open(root)?, files: HashMap::new(), report: CheckReport::default() };
     let mut meta = MetaDb::lock(root, Lock::Shared, wait)?;
+    let mut checker = Checker { store: Store::open(root)?, files: HashMap::new(), report: CheckReport::default() };
     checker.files(progress)?;
     let snapshots = checker.metadata(&mut meta)?;
-    checker.report.findings.extend(snapshots::findings(&metadata::snapshotters(root)?, &snapshots));
+    checker.report.findings.extend(snapshots::findings(&metadata::snapshotters(root)?, snapshots.as_deref()));
     checker.report.findings.sort_unstable();
     checker.report.findings.dedup();
     Ok(checker.report)
@@ -88,11 +88,26 @@ struct Checker {
 struct Records {
     blobs: BTreeMap<Digest, BlobRow>,
     snapshots: Vec<Snapshot>,
+    /// Snapshotter and key of each snapshot.
+    keys: HashSet<(String, String)>,
+}
+
+impl Records {
+    /// Whether the snapshot is there that a label refers to; `None` for other labels.
+    fn has_snapshot(&self, (key, value): (&String, &String)) -> Option<bool> {
+        let snapshotter = key.strip_prefix(labels::GC_REF_SNAPSHOT)?;
+        let snapshotter = snapshotter.split('/').next().unwrap_or_default();
+        Some(self.keys.contains(&(snapshotter.to_owned(), value.clone())))
+    }
 }
 
 impl Checker {
     fn note(&mut self, object: impl Into<String>, problem: impl Into<String>) {
         self.report.findings.push(Finding::new(Severity::Error, object, problem));
+    }
+
+    fn warn(&mut self, object: impl Into<String>, problem: impl Into<String>) {
+        self.report.findings.push(Finding::new(Severity::Warning, object, problem));
     }
 
     fn files(&mut self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<()> {
@@ -128,31 +143,40 @@ impl Checker {
         Ok(())
     }
 
-    /// Checks the records; gives the snapshots of all namespaces.
-    fn metadata(&mut self, meta: &mut MetaDb) -> Result<Vec<Snapshot>> {
+    /// Checks the records; gives the snapshots of all namespaces, unless they cannot be read.
+    fn metadata(&mut self, meta: &mut MetaDb) -> Result<Option<Vec<Snapshot>>> {
         let Some(structure) = (match meta.check() {
             Ok(structure) => structure,
             Err(error @ metadata::Error::Bolt { .. }) => {
                 self.note("meta.db", format!("{}; containerd does not start", crate::kind::chain(&error)));
-                return Ok(Vec::new());
+                return Ok(None);
             }
             Err(error) => return Err(error.into()),
         }) else {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         };
         for finding in &structure.findings {
             let severity = Severity::of(&finding.problem);
             self.report.findings.push(Finding::new(severity, "meta.db", snapshots::structure(finding)));
         }
-        if structure.findings.iter().any(|finding| finding.problem.is_fatal()) {
-            return Ok(Vec::new());
+        if structure.is_fatal() {
+            return Ok(None);
         }
         let Some((namespaces, wrong, foreign)) = meta.read(|tx| {
             let mut all = Vec::new();
             let mut wrong = Vec::new();
             for namespace in metadata::namespaces(tx)? {
                 let mut images = Vec::new();
-                let mut records = Records { blobs: BTreeMap::new(), snapshots: metadata::snapshots(tx, &namespace)? };
+                let mut records = Records { blobs: BTreeMap::new(), snapshots: Vec::new(), keys: HashSet::new() };
+                for snapshot in metadata::snapshots(tx, &namespace)? {
+                    match snapshot {
+                        Ok(snapshot) => {
+                            records.keys.insert((snapshot.snapshotter.clone(), snapshot.key.clone()));
+                            records.snapshots.push(snapshot);
+                        }
+                        Err(error) => wrong.push(error),
+                    }
+                }
                 for image in metadata::images(tx, &namespace)? {
                     match image {
                         Ok(image) => images.push(image),
@@ -170,11 +194,11 @@ impl Checker {
             Ok((all, wrong, metadata::foreign_buckets(tx)?))
         })?
         else {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         };
         for bucket in foreign {
-            let problem = "is not containerd's; containerd 2 deletes it when it first starts on this database";
-            self.report.findings.push(Finding::new(Severity::Warning, format!("meta.db: bucket {bucket}"), problem));
+            let problem = "is not containerd's; containerd 2 deletes it when it migrates the database";
+            self.warn(format!("meta.db: bucket {bucket}"), problem);
         }
         for error in wrong {
             match error {
@@ -186,7 +210,7 @@ impl Checker {
         for (namespace, images, records) in &namespaces {
             if metadata::check_namespace(namespace).is_err() {
                 let problem = "is no name containerd accepts for a namespace; it refuses every request for it";
-                self.report.findings.push(Finding::new(Severity::Warning, namespace, problem));
+                self.warn(namespace, problem);
             }
             self.records(namespace, records);
             for image in images {
@@ -196,14 +220,11 @@ impl Checker {
             named.extend(records.blobs.keys());
         }
         self.report.unreferenced = self.files.keys().filter(|digest| !named.contains(digest)).count() as u64;
-        Ok(namespaces.into_iter().flat_map(|(_, _, records)| records.snapshots).collect())
+        Ok(Some(namespaces.into_iter().flat_map(|(_, _, records)| records.snapshots).collect()))
     }
 
     /// Each blob's file, and each snapshot's parent and each reference to one.
     fn records(&mut self, namespace: &str, records: &Records) {
-        let known: HashSet<(&str, &str)> =
-            records.snapshots.iter().map(|row| (row.snapshotter.as_str(), row.key.as_str())).collect();
-        let exists = |snapshotter: &str, key: &str| known.contains(&(snapshotter, key));
         for blob in records.blobs.values() {
             let object = format!("{namespace}/content/{}", blob.digest);
             match self.files.get(&blob.digest).map(|stat| stat.size) {
@@ -217,23 +238,17 @@ impl Checker {
                 Some(_) => {}
             }
             self.labels(&object, &blob.labels);
-            for (key, value) in &blob.labels {
-                if let Some(snapshotter) = key.strip_prefix(labels::GC_REF_SNAPSHOT) {
-                    let snapshotter = snapshotter.split(['.', '/']).next().unwrap_or_default();
-                    if !exists(snapshotter, value) {
-                        self.note(
-                            &object,
-                            format!(
-                                "refers to a snapshot that does not exist: {value} of {snapshotter}; containerd unpacks the image \
-                                 again when a container needs it"
-                            ),
-                        );
-                    }
-                }
+            for (key, value) in blob.labels.iter().filter(|label| records.has_snapshot(*label) == Some(false)) {
+                let problem = format!(
+                    "refers to a snapshot that does not exist: {value} ({key}); containerd unpacks the image again when a \
+                     container needs it"
+                );
+                self.warn(object.as_str(), problem);
             }
         }
         for snapshot in &records.snapshots {
-            if !snapshot.parent.is_empty() && !exists(&snapshot.snapshotter, &snapshot.parent) {
+            let parent = (snapshot.snapshotter.clone(), snapshot.parent.clone());
+            if !snapshot.parent.is_empty() && !records.keys.contains(&parent) {
                 let object = format!("{namespace}/snapshots/{}/{}", snapshot.snapshotter, snapshot.key);
                 self.note(
                     object,
@@ -275,11 +290,9 @@ impl Checker {
         if !recorded(&target.digest) {
             problems.push(format!("its target {} has no record", target.digest));
         }
-        let unpacked = walk
-            .manifest
-            .as_ref()
-            .and_then(|manifest| records.blobs.get(&manifest.config.digest))
-            .is_some_and(|config| config.labels.keys().any(|key| key.starts_with(labels::GC_REF_SNAPSHOT)));
+        let snapshots = |config: &BlobRow| config.labels.iter().any(|label| records.has_snapshot(label) == Some(true));
+        let config = walk.manifest.as_ref().and_then(|manifest| records.blobs.get(&manifest.config.digest));
+        let unpacked = config.is_some_and(snapshots);
         for (document, children) in &walk.documents {
             let held: HashSet<&str> = records
                 .blobs
@@ -290,8 +303,11 @@ impl Checker {
                 .map(|(_, value)| value.as_str())
                 .collect();
             for child in children {
+                let layer = media_type::is_layer(&child.media_type);
                 if recorded(&child.digest) {
-                    if !held.contains(child.digest.as_str()) {
+                    // Layers that are discarded after unpacking are not to be kept.
+                    let discarded = layer && unpacked;
+                    if !discarded && !held.contains(child.digest.as_str()) {
                         problems.push(format!(
                             "nothing keeps {} from garbage collection; containerd removes it when it starts",
                             child.digest
@@ -299,7 +315,6 @@ impl Checker {
                     }
                     continue;
                 }
-                let layer = media_type::is_layer(&child.media_type);
                 let needed = !media_type::is_index(&document.media_type) && (!layer || !unpacked);
                 if needed && self.files.contains_key(&child.digest) {
                     problems.push(format!("{} has no record", child.digest));

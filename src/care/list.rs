@@ -37,8 +37,8 @@ pub struct ListedImage {
 /// # Errors
 /// [`super::Error::Metadata`] when the database cannot be read, or has a record at which containerd would fail.
 pub fn images(root: &Root, namespace: Option<&str>, wait: &Wait<'_>) -> Result<Vec<ListedImage>> {
-    let store = Store::open(root)?;
     let mut meta = MetaDb::lock(root, Lock::Shared, wait)?;
+    let store = Store::open(root)?;
     let rows = meta.read(|tx| {
         let namespaces = match namespace {
             Some(one) => vec![one.to_owned()],

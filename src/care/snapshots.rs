@@ -4,29 +4,39 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::{Finding, Severity};
 use crate::bolt;
-use crate::metadata::{Snapshot, Snapshotter, SnapshotterRecords};
+use crate::kind::chain;
+use crate::metadata::{self, Snapshot, Snapshotter, SnapshotterRecords};
 
 /// Snapshotters with a directory for each snapshot, named by its id.
 const WITH_DIRS: [&str; 2] = ["overlayfs", "native"];
 /// Kinds containerd knows (`snapshots.Kind`): view, active, committed.
 const KINDS: std::ops::RangeInclusive<u8> = 1..=3;
 
-/// Everything that is off; `rows` are the snapshots meta.db knows, of all namespaces.
-pub(super) fn findings(snapshotters: &[Snapshotter], rows: &[Snapshot]) -> Vec<Finding> {
+/// Everything that is off; `rows` are the snapshots meta.db knows, of all namespaces, if it can be read.
+pub(super) fn findings(snapshotters: &[Snapshotter], rows: Option<&[Snapshot]>) -> Vec<Finding> {
     let mut known: BTreeMap<&str, Vec<&Snapshot>> = BTreeMap::new();
-    for row in rows {
+    for row in rows.unwrap_or_default() {
         known.entry(&row.snapshotter).or_default().push(row);
     }
     let mut found = Vec::new();
     for snapshotter in snapshotters {
-        let rows = known.remove(snapshotter.name.as_str()).unwrap_or_default();
-        Look { snapshotter, found: &mut found }.all(&rows);
+        let own = known.remove(snapshotter.name.as_str()).unwrap_or_default();
+        Look { snapshotter, found: &mut found }.all(rows.is_some().then_some(&own));
     }
-    for (name, rows) in known {
-        let problem = format!("{} snapshots whose snapshotter keeps its state elsewhere; not looked at", rows.len());
-        found.push(Finding::new(Severity::Warning, name, problem));
-    }
+    found.extend(known.into_iter().map(|(name, rows)| elsewhere(name, rows.len())));
     found
+}
+
+/// Snapshots of a snapshotter that has nothing in this root.
+fn elsewhere(name: &str, rows: usize) -> Finding {
+    if WITH_DIRS.contains(&name) {
+        let problem = format!(
+            "has nothing of the {rows} snapshots in meta.db; unless its root_path leads elsewhere, containers from them fail"
+        );
+        return Finding::new(Severity::Error, name, problem);
+    }
+    let problem = format!("keeps the {rows} snapshots in meta.db elsewhere; not looked at");
+    Finding::new(Severity::Warning, name, problem)
 }
 
 /// A finding in a database's pages, and what containerd would do about it.
@@ -46,24 +56,39 @@ impl Look<'_> {
         self.found.push(Finding::new(severity, object, problem));
     }
 
-    fn all(&mut self, rows: &[&Snapshot]) {
+    fn all(&mut self, rows: Option<&Vec<&Snapshot>>) {
         let snapshotter = self.snapshotter;
-        for finding in snapshotter.structure.iter().flat_map(|structure| &structure.findings) {
-            self.note(Severity::of(&finding.problem), "metadata.db", structure(finding));
-        }
+        let count = rows.map_or(0, Vec::len);
         let with_dirs = WITH_DIRS.contains(&snapshotter.name.as_str());
         let dirs: BTreeSet<u64> =
             snapshotter.dirs.iter().filter(|_| with_dirs).filter_map(|dir| dir.parse().ok()).collect();
-        let Some(records) = &snapshotter.records else {
-            let damaged = snapshotter.structure.iter().any(|s| s.findings.iter().any(|f| f.problem.is_fatal()));
-            if !damaged && (!dirs.is_empty() || !rows.is_empty()) {
+        let database = match &snapshotter.database {
+            Ok(database) => database.as_ref(),
+            // A daemon of its own may run while no containerd does.
+            Err(error @ metadata::Error::Busy { .. }) => {
+                return self.note(Severity::Warning, "metadata.db", format!("{}; not looked at", chain(error)));
+            }
+            Err(error) => {
+                let problem = format!("{}; containerd fails to use the snapshotter", chain(error));
+                return self.note(Severity::Error, "metadata.db", problem);
+            }
+        };
+        for finding in database.iter().flat_map(|database| &database.structure.findings) {
+            self.note(Severity::of(&finding.problem), "metadata.db", structure(finding));
+        }
+        let Some(records) = database.and_then(|database| database.records.as_ref()) else {
+            if database.is_some_and(|database| database.structure.is_fatal()) {
+                return;
+            }
+            if !dirs.is_empty() {
                 let problem = format!(
-                    "has no records of {} directories and {} snapshots in meta.db; containerd fails to make new snapshots, \
-                     and deletes directories in trying",
-                    dirs.len(),
-                    rows.len()
+                    "has no records of {} directories and {count} snapshots in meta.db; containerd fails to make new \
+                     snapshots, and deletes directories in trying",
+                    dirs.len()
                 );
                 self.note(Severity::Error, "metadata.db", problem);
+            } else if count > 0 {
+                self.found.push(elsewhere(&snapshotter.name, count));
             }
             return;
         };
@@ -83,13 +108,20 @@ impl Look<'_> {
             self.note(Severity::Error, "metadata.db", problem);
         }
         self.records(records, with_dirs.then_some(&dirs));
-        self.rows(records, rows);
+        if let Some(rows) = rows {
+            self.rows(records, rows, with_dirs);
+        }
         if with_dirs {
+            // Only overlayfs cleans up.
+            let fate = if snapshotter.name == "overlayfs" {
+                "containerd removes it at its next garbage collection of snapshots"
+            } else {
+                "containerd leaves it there"
+            };
             let ids: BTreeSet<u64> = records.snapshots.values().filter_map(|stored| stored.id).collect();
             for dir in &snapshotter.dirs {
                 if !dir.parse().is_ok_and(|id| ids.contains(&id)) {
-                    let problem = "has no record; containerd removes it at its next garbage collection of snapshots";
-                    self.note(Severity::Warning, &format!("snapshots/{dir}"), problem);
+                    self.note(Severity::Warning, &format!("snapshots/{dir}"), format!("has no record; {fate}"));
                 }
             }
         }
@@ -133,17 +165,21 @@ impl Look<'_> {
     }
 
     /// What meta.db says against what metadata.db says.
-    fn rows(&mut self, records: &SnapshotterRecords, rows: &[&Snapshot]) {
+    fn rows(&mut self, records: &SnapshotterRecords, rows: &[&Snapshot], with_dirs: bool) {
         let mut named: BTreeMap<&str, &Snapshot> = BTreeMap::new();
         for row in rows {
             let object = format!("{}/{}", row.namespace, row.key);
-            if let Some(other) = named.insert(&row.name, row) {
-                let problem =
-                    format!("is the same snapshot as {}/{}; removing one breaks the other", other.namespace, other.key);
-                self.note(Severity::Error, &object, problem);
+            // Remote snapshotters share names between namespaces by design.
+            if let Some(other) = named.insert(&row.name, row).filter(|_| with_dirs) {
+                let problem = format!(
+                    "is the same snapshot as {}/{}; containerd keeps it until both are gone",
+                    other.namespace, other.key
+                );
+                self.note(Severity::Warning, &object, problem);
             }
             if !records.snapshots.contains_key(&row.name) {
-                let problem = "is in meta.db and not in metadata.db; containerd lists it, and containers from it fail";
+                let problem =
+                    "is in meta.db and not in metadata.db; containerd takes it for there, and containers from it fail";
                 self.note(Severity::Error, &object, problem);
             }
         }

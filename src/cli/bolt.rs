@@ -1,6 +1,6 @@
 //! `prebake bolt`.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -80,9 +80,9 @@ impl FileArgs {
 
     fn storage(&self) -> Result<FileStorage, Failed> {
         // Databases are never opened through a link; whoever names one here means what it leads to.
-        let path = self.file.canonicalize().map_err(|_| {
-            let message = format!("there is no file {}", self.file.display());
-            Failed { kind: Kind::NotFound, message }
+        let path = self.file.canonicalize().map_err(|error| {
+            let kind = if error.kind() == ErrorKind::NotFound { Kind::NotFound } else { (&error).into() };
+            Failed { kind, message: format!("{}: {error}", self.file.display()) }
         })?;
         FileStorage::open(&path, Lock::Shared).map_err(|error| self.failed(&error))
     }
@@ -130,7 +130,10 @@ fn stats(args: &FileArgs) -> Result<u8, Failed> {
     let mut db = args.open()?;
     let info = db.info().map_err(|error| args.failed(&error))?;
     let tx = db.begin().map_err(|error| args.failed(&error))?;
-    let (keys, _) = args.find(&tx)?;
+    let (keys, bucket) = args.find(&tx)?;
+    if !bucket {
+        return Err(Failed::usage(format!("{:?} is a value, not a bucket", args.path)));
+    }
     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let stats = tx.stats(&keys).map_err(|error| args.failed(&error))?.ok_or_else(|| args.missing())?;
     let freelist = match info.freelist {
@@ -170,23 +173,24 @@ fn stats(args: &FileArgs) -> Result<u8, Failed> {
 fn check(args: &FileArgs) -> Result<u8, Failed> {
     let report = Db::check(&args.storage()?).map_err(|error| args.failed(&error))?;
     let keys = |bucket: &[Vec<u8>]| bucket.iter().map(|key| show_key(b"", key)).collect::<Vec<_>>();
+    // What is wrong above a bucket concerns it, and so does what is in no bucket.
     let wanted = args.path.trim_end_matches('/');
-    let found: Vec<_> = report
-        .findings
-        .iter()
-        .filter(|finding| {
-            let bucket = keys(&finding.bucket).join("/");
-            wanted.is_empty()
-                || bucket.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
-        .collect();
+    let within = |inner: &str, outer: &str| {
+        outer.is_empty() || inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let concerned = |bucket: &str| within(bucket, wanted) || within(wanted, bucket);
+    let found: Vec<_> = report.findings.iter().filter(|finding| concerned(&keys(&finding.bucket).join("/"))).collect();
+    if found.is_empty() && !report.is_fatal() {
+        args.find(&args.open()?.begin().map_err(|error| args.failed(&error))?)?;
+    }
     if args.json {
         output::say_json_lines(found.iter().map(|finding| {
             json!({"problem": finding.problem.to_string(), "bucket": keys(&finding.bucket),
                 "fatal": finding.problem.is_fatal()})
         }));
     } else {
-        let lines = found.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let more = (report.more > 0).then(|| format!("and {} more", report.more));
+        let lines = found.iter().map(ToString::to_string).chain(more).collect::<Vec<_>>();
         output::say(if lines.is_empty() { "sound".to_owned() } else { lines.join("\n") });
     }
     Ok(if found.is_empty() { 0 } else { exit_code(Kind::Corrupt) })

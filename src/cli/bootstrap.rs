@@ -28,10 +28,8 @@ pub(super) struct BootstrapArgs {
 pub(super) fn run(args: &BootstrapArgs) -> Result<u8, Failed> {
     let listener = progress::listener(args.output);
     let root = args.root.existing()?;
-    let outcomes = args
-        .root
-        .waiting(args.output.quiet, |wait| prebake::bake::bootstrap(&root, &args.namespace, &*listener, wait))
-        .map_err(Failed::new)?;
+    let outcomes =
+        prebake::bake::bootstrap(&root, &args.namespace, &*listener, args.root.lock_timeout()).map_err(Failed::new)?;
     drop(listener);
     if args.output.json {
         let line = |outcome: &Outcome| {

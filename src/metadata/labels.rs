@@ -45,18 +45,20 @@ pub fn children(children: &[Descriptor]) -> Vec<(String, Digest)> {
         .collect()
 }
 
-/// Adds a repository to the distribution source of a host (`docker.AppendDistributionSourceLabel`): sorted, without
-/// duplicates, and left as it is when it would grow too long.
-pub fn add_distribution_source(labels: &mut Labels, host: &str, repository: &str) {
-    let key = format!("{DISTRIBUTION_SOURCE}{host}");
-    let old = labels.get(&key).cloned().unwrap_or_default();
+/// Key of the label that says from which repositories of a host a blob came.
+pub(crate) fn distribution_source(host: &str) -> String {
+    format!("{DISTRIBUTION_SOURCE}{host}")
+}
+
+/// A distribution source with a repository added (`docker.AppendDistributionSourceLabel`): sorted, without duplicates;
+/// `None` when it would grow too long, and is left as it is.
+pub(crate) fn with_repository(key: &str, old: Option<&str>, repository: &str) -> Option<String> {
+    let old = old.unwrap_or_default();
     let mut repositories: Vec<&str> = old.split(',').filter(|r| !r.is_empty()).chain([repository]).collect();
     repositories.sort_unstable();
     repositories.dedup();
     let value = repositories.join(",");
-    if key.len() + value.len() <= MAX_LABEL {
-        labels.insert(key, value);
-    }
+    (key.len() + value.len() <= MAX_LABEL).then_some(value)
 }
 
 #[cfg(test)]
@@ -81,12 +83,11 @@ mod tests {
 
     #[test]
     fn sources_are_sorted_and_bounded() {
-        let mut labels = Labels::new();
-        for repository in ["b", "a", "b"] {
-            add_distribution_source(&mut labels, "r.example", repository);
-        }
-        assert_eq!(labels["containerd.io/distribution.source.r.example"], "a,b");
-        add_distribution_source(&mut labels, "r.example", &"x".repeat(MAX_LABEL));
-        assert_eq!(labels["containerd.io/distribution.source.r.example"], "a,b");
+        let key = distribution_source("r.example");
+        assert_eq!(key, "containerd.io/distribution.source.r.example");
+        assert_eq!(with_repository(&key, None, "b").as_deref(), Some("b"));
+        assert_eq!(with_repository(&key, Some("b"), "a").as_deref(), Some("a,b"));
+        assert_eq!(with_repository(&key, Some("a,b"), "b").as_deref(), Some("a,b"));
+        assert_eq!(with_repository(&key, Some("a,b"), &"x".repeat(MAX_LABEL)), None);
     }
 }

@@ -17,6 +17,8 @@ use crate::root::Root;
 const FILE: &str = "lock";
 /// How often a lock that is taken is tried again; bbolt does it as often.
 const RETRY: Duration = Duration::from_millis(50);
+/// How often a lock is tried again whose holder the kernel does not name.
+const UNSEEN_RETRIES: u32 = 10;
 /// How long to wait for another prebake, unless asked otherwise.
 pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -91,6 +93,7 @@ impl<'a> Waiting<'a> {
 
     /// Opens and locks a database; `None` when there is none. Waits for readers only: who writes is a containerd.
     pub(super) fn database(&mut self, path: &Path, lock: Lock) -> Result<Option<FileStorage>> {
+        let mut unseen = 0;
         loop {
             match FileStorage::open(path, lock) {
                 Ok(storage) => return Ok(Some(storage)),
@@ -98,9 +101,14 @@ impl<'a> Waiting<'a> {
                 Err(bolt::Error::Locked) => {}
                 Err(source) => return Err(Error::Bolt { path: path.to_owned(), source }),
             }
-            // None: it was released just now.
             let Some(holder) = lock_holder(path) else {
-                self.again(path, "another process".to_owned())?;
+                // It was released just now, or the holder cannot be seen from here: then it counts as a containerd.
+                unseen += 1;
+                if unseen > UNSEEN_RETRIES {
+                    let holder = "a process outside this container".to_owned();
+                    return Err(Error::Busy { path: path.to_owned(), holder });
+                }
+                std::thread::sleep(RETRY);
                 continue;
             };
             if holder.lock != Some(Lock::Shared) {

@@ -24,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD};
 
 pub use labels::Labels;
 use lock::Waiting;
@@ -35,9 +35,11 @@ pub use records::{
 };
 
 pub use show::{Shown, show, show_key};
-pub use snapshotter::{Records as SnapshotterRecords, Snapshotter, Stored, snapshotters};
+pub use snapshotter::{
+    Database as SnapshotterDatabase, Records as SnapshotterRecords, Snapshotter, Stored, snapshotters,
+};
 
-use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Tx};
+use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Storage, Tx};
 use crate::root::{Root, RootError};
 
 /// The plugin's directory in containerd's state, and its mode.
@@ -54,7 +56,7 @@ pub const K8S_NAMESPACE: &str = "k8s.io";
 #[non_exhaustive]
 pub enum Error {
     /// A containerd runs on this root.
-    #[error("{} is locked by {holder}; stop it first, or bake into another root", path.display())]
+    #[error("{} is locked by {holder}; stop it first", path.display())]
     Busy {
         /// The database.
         path: PathBuf,
@@ -137,6 +139,14 @@ impl MetaDb {
         let path = dir.unwrap_or_default().join(FILE);
         loop {
             let state = match waiting.database(&path, lock)? {
+                // containerd makes the file first and locks it then: nothing is in it yet.
+                Some(storage) if storage.is_empty().map_err(|source| Error::Io { path: path.clone(), source })? => {
+                    if lock == Lock::Shared {
+                        State::Absent
+                    } else {
+                        State::Open(Db::create(Box::new(storage), FreelistForm::Rebuilt).map_err(|e| failed(&path, e))?)
+                    }
+                }
                 Some(storage) => State::Locked(storage),
                 None if lock == Lock::Shared => State::Absent,
                 None => match create(&path)? {
@@ -144,6 +154,10 @@ impl MetaDb {
                     None => continue,
                 },
             };
+            if lock == Lock::Exclusive {
+                // What a kill left behind.
+                let _ = fs::remove_file(path.with_file_name(NEW_FILE));
+            }
             return Ok(Self { path, state, _turn: turn });
         }
     }
@@ -193,9 +207,8 @@ impl MetaDb {
         }
         match &mut self.state {
             State::Open(db) => Ok(db),
-            State::Absent | State::Locked(_) => {
-                unreachable!("only a reader meets no database, and it does not open one")
-            }
+            // Nothing to write to, or opening it failed before.
+            State::Absent | State::Locked(_) => Err(failed(&self.path, bolt::Error::Poisoned)),
         }
     }
 
@@ -214,10 +227,14 @@ fn create(path: &Path) -> Result<Option<Db>> {
         _ => {}
     }
     let storage = FileStorage::create(&new).map_err(|e| failed(&new, e))?;
+    // By its descriptor: whatever lies at `new` by then, it is this file that gets the name.
+    let own = storage.proc_path();
     let db = Db::create(Box::new(storage), FreelistForm::Rebuilt).map_err(|e| failed(&new, e))?;
-    match rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
+    let named = rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW);
+    let _ = fs::remove_file(&new);
+    match named {
         Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => return fs::remove_file(&new).map(|()| None).map_err(error),
+        Err(rustix::io::Errno::EXIST) => return Ok(None),
         Err(errno) => return Err(error(errno.into())),
     }
     File::open(path.parent().unwrap_or(path)).and_then(|dir| dir.sync_all()).map_err(error)?;

@@ -14,6 +14,8 @@ const VERSION: &[u8] = b"version";
 /// What is written where there is none. containerd 2 migrates 3 to 4 by itself; writing 4 on a root that first runs 1.7
 /// would make a later 2 skip that.
 const OUR_VERSION: i64 = 3;
+/// The version containerd 2 migrates to.
+const MIGRATED: i64 = 4;
 const IMAGES: &[u8] = b"images";
 const CONTENT: &[u8] = b"content";
 const BLOB: &[u8] = b"blob";
@@ -142,10 +144,11 @@ pub fn put_blob(tx: &mut Tx<'_>, namespace: &str, blob: &Blob<'_>, now: DateTime
     let size = codec::varint(i64::try_from(blob.size).unwrap_or(i64::MAX));
     let mut changed = bolt_get(tx, &path, SIZE)?.as_deref() != Some(&size);
     bolt_put(tx, &path, SIZE, &size)?;
-    let mut labels = read_labels(tx, &path)?;
     let (host, repository) = blob.source;
-    super::labels::add_distribution_source(&mut labels, host, repository);
-    labels.extend(blob.labels.clone());
+    let key = super::labels::distribution_source(host);
+    let source = bolt_get(tx, &[&path[..], &[LABELS]].concat(), key.as_bytes())?.map(|bytes| lossy(&bytes));
+    let mut labels = blob.labels.clone();
+    labels.extend(super::labels::with_repository(&key, source.as_deref(), repository).map(|value| (key, value)));
     changed |= add_labels(tx, &path, &labels)?;
     touch(tx, &path, changed, now)
 }
@@ -188,12 +191,17 @@ pub fn namespaces(tx: &Tx<'_>) -> Result<Vec<String>> {
     Ok(buckets(tx, &[V1])?.into_iter().map(|key| lossy(&key)).collect())
 }
 
-/// Names of root buckets that are neither containerd's records nor the sandboxes that 1.7 keeps there.
+/// Names of root buckets that are neither containerd's records nor the sandboxes that 1.7 keeps there, and that containerd 2
+/// deletes when it migrates the database. None in a database it has migrated.
 ///
 /// # Errors
 /// [`Error::Bolt`].
 pub fn foreign_buckets(tx: &Tx<'_>) -> Result<Vec<String>> {
     let mut foreign = Vec::new();
+    let version = bolt_get(tx, &[V1], VERSION)?.and_then(|bytes| codec::parse_varint(&bytes)).unwrap_or(0);
+    if version >= MIGRATED {
+        return Ok(foreign);
+    }
     for key in buckets(tx, &[])? {
         if key != V1 && buckets(tx, &[&key])?.iter().all(|inside| inside != SANDBOXES) {
             foreign.push(lossy(&key));
@@ -283,12 +291,19 @@ fn rows<R>(
         view.each(&mut |key, seen| {
             found.push(match seen {
                 Seen::Value(_) => Err(wrong(&[path, &[key]].concat(), plain)),
-                Seen::Bucket(view) => row(key, &view)?,
+                Seen::Bucket(view) => match row(key, &view) {
+                    Err(bolt::Error::Invalid(what)) => Err(wrong(&[path, &[key]].concat(), what)),
+                    row => row?,
+                },
             });
             Ok(())
         })
     });
-    read.map_err(bolt_error).map(|()| found)
+    match read {
+        Err(bolt::Error::Invalid(what)) => found.push(Err(wrong(path, what))),
+        read => read.map_err(bolt_error)?,
+    }
+    Ok(found)
 }
 
 fn size(view: &View<'_>) -> Result<Option<u64>, bolt::Error> {
@@ -309,11 +324,11 @@ fn labels(view: &View<'_>) -> Result<Labels, bolt::Error> {
     Ok(all)
 }
 
-/// The snapshots of a namespace, of all snapshotters.
+/// The snapshots of a namespace, of all snapshotters; what is wrong with one comes in its place.
 ///
 /// # Errors
 /// [`Error::Bolt`].
-pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Snapshot>> {
+pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<Snapshot>>> {
     let parent = [V1, namespace.as_bytes(), SNAPSHOTS];
     let mut found = Vec::new();
     for snapshotter in buckets(tx, &parent)? {
@@ -329,18 +344,9 @@ pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Snapshot>> {
                 name,
             }))
         })?;
-        found.extend(rows.into_iter().flatten());
+        found.extend(rows);
     }
     Ok(found)
-}
-
-fn read_labels(tx: &Tx<'_>, path: &Path<'_>) -> Result<Labels> {
-    let entries = bolt_list(tx, &[path, &[LABELS]].concat())?;
-    let pair = |(key, item): Entry| match item {
-        Item::Value(value) => Some((lossy(&key), lossy(&value))),
-        Item::Bucket => None,
-    };
-    Ok(entries.into_iter().filter_map(pair).collect())
 }
 
 fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {

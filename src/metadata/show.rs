@@ -3,6 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::codec;
+use crate::bolt::key_text;
 
 /// What a value is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +67,7 @@ pub fn show<'v>(bucket: &[u8], key: &[u8], value: &'v [u8]) -> Shown<'v> {
 pub fn show_key(bucket: &[u8], key: &[u8]) -> String {
     match codec::parse_link(key).filter(|_| bucket == b"parents") {
         Some((parent, child)) => format!("{parent} > {child}"),
-        None => match std::str::from_utf8(key) {
-            Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-            _ => key.escape_ascii().to_string(),
-        },
+        None => key_text(key),
     }
 }
 

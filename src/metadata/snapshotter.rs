@@ -46,32 +46,48 @@ pub struct Records {
 pub struct Snapshotter {
     /// Its name: overlayfs, native, …
     pub name: String,
-    /// How sound the database is; `None` when there is none.
-    pub structure: Option<Report>,
-    /// What is in it; `None` when there is no database, nothing in it, or it is damaged.
-    pub records: Option<Records>,
+    /// Its database; `None` when there is none, or why it cannot be read.
+    pub database: Result<Option<Database>>,
     /// What lies in its directory of snapshots, by name.
     pub dirs: Vec<String>,
 }
 
-/// All snapshotters of a root.
+/// A snapshotter's `metadata.db`.
+#[derive(Debug)]
+pub struct Database {
+    /// How sound it is.
+    pub structure: Report,
+    /// What is in it; `None` when there is nothing, or it is damaged.
+    pub records: Option<Records>,
+}
+
+/// All snapshotters that have a directory in the root.
 ///
 /// # Errors
-/// [`Error::Busy`] when a containerd uses one; [`Error::Bolt`] when its database cannot be read.
+/// [`Error::Root`] when the root cannot be listed.
 pub fn snapshotters(root: &Root) -> Result<Vec<Snapshotter>> {
     let Some(plugins) = root.containerd_dir("")? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for plugin in names(&plugins)? {
         let Some(name) = plugin.strip_prefix(PLUGINS) else { continue };
-        let Some(dir) = root.containerd_dir(&plugin)? else { continue };
-        let dirs = match root.containerd_dir(&format!("{plugin}/{DIRS}"))? {
-            Some(dirs) => names(&dirs)?,
-            None => Vec::new(),
-        };
-        let (structure, records) = read(&dir.join(FILE))?;
-        found.push(Snapshotter { name: name.to_owned(), structure, records, dirs });
+        let name = name.to_owned();
+        found.push(match look(root, &plugin) {
+            Ok((database, dirs)) => Snapshotter { name, database, dirs },
+            Err(error) => Snapshotter { name, database: Err(error), dirs: Vec::new() },
+        });
     }
     Ok(found)
+}
+
+type Looked = (Result<Option<Database>>, Vec<String>);
+
+fn look(root: &Root, plugin: &str) -> Result<Looked> {
+    let Some(dir) = root.containerd_dir(plugin)? else { return Ok((Ok(None), Vec::new())) };
+    let dirs = match root.containerd_dir(&format!("{plugin}/{DIRS}"))? {
+        Some(dirs) => names(&dirs)?,
+        None => Vec::new(),
+    };
+    Ok((read(&dir.join(FILE)), dirs))
 }
 
 fn names(dir: &Path) -> Result<Vec<String>> {
@@ -84,10 +100,10 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn read(path: &Path) -> Result<(Option<Report>, Option<Records>)> {
+fn read(path: &Path) -> Result<Option<Database>> {
     let storage = match FileStorage::open(path, Lock::Shared) {
         Ok(storage) => storage,
-        Err(bolt::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
+        Err(bolt::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(bolt::Error::Locked) => {
             let holder = lock_holder(path).map_or("another process".to_owned(), |holder| holder.process);
             return Err(Error::Busy { path: path.to_owned(), holder });
@@ -95,8 +111,8 @@ fn read(path: &Path) -> Result<(Option<Report>, Option<Records>)> {
         Err(error) => return Err(failed(path, error)),
     };
     let structure = Db::check(&storage).map_err(|e| failed(path, e))?;
-    if structure.findings.iter().any(|finding| finding.problem.is_fatal()) {
-        return Ok((Some(structure), None));
+    if structure.is_fatal() {
+        return Ok(Some(Database { structure, records: None }));
     }
     let mut db = Db::open(Box::new(storage)).map_err(|e| failed(path, e))?;
     let records = db.begin().and_then(|tx| {
@@ -128,5 +144,5 @@ fn read(path: &Path) -> Result<(Option<Report>, Option<Records>)> {
             Ok(Some(records))
         })
     });
-    records.map(|records| (Some(structure), records)).map_err(|e| failed(path, e))
+    records.map(|records| Some(Database { structure, records })).map_err(|e| failed(path, e))
 }

@@ -286,6 +286,19 @@ fn a_running_containerd_is_named_within_a_second() {
     prebake(root.path(), "check").expect(0);
 }
 
+/// containerd makes its database before it locks and fills it; a kill between leaves this.
+#[test]
+fn an_empty_file_is_an_empty_database() {
+    let registry = TestRegistry::start(demo());
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(meta_db(root.path()).parent().unwrap()).unwrap();
+    fs::write(meta_db(root.path()), "").unwrap();
+    assert_eq!(prebake(root.path(), "images").expect(0).stdout.lines().count(), 1);
+    prebake(root.path(), "check").expect(0);
+    prebake(root.path(), &format!("bake {AMD64} {}", registry.reference("demo/hello:1.0"))).expect(0);
+    assert_eq!(prebake(root.path(), "images --json").expect(0).stdout.lines().count(), 3);
+}
+
 #[test]
 fn another_prebake_keeps_this_one_out() {
     let root = tempfile::tempdir().unwrap();

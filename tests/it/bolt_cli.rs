@@ -47,6 +47,8 @@ fn what_is_in_a_database() {
     assert!(bolt("dump", &db, &format!("{path}/size")).expect(0).stdout.starts_with("size = "));
     assert_eq!(bolt("dump", &db, "--path v1/version").expect(0).stdout, "version = 3\n");
     bolt("dump", &db, "--path v1/nothing").expect(3);
+    bolt("check", &db, "--path v1/nothing").expect(3);
+    bolt("stats", &db, "--path v1/version").expect(2);
     let entries = lines(&bolt("dump", &db, "--json").expect(0));
     assert_eq!(entries.len(), text.lines().count());
     let version = entries.iter().find(|entry| entry["key"] == "version").unwrap();
@@ -96,6 +98,8 @@ fn what_is_wrong_and_where() {
     assert_eq!((&json["bucket"][2], &json["fatal"]), (&Value::from("images"), &Value::from(true)));
     bolt("check", &db, "--path v1/k8s.io/images").expect(6);
     bolt("check", &db, "--path v1/k8s.io/content").expect(0);
+    // What is wrong above a bucket concerns it.
+    bolt("check", &db, "--path v1/k8s.io/images/any").expect(6);
     for verb in ["dump", "stats"] {
         let run = bolt(verb, &db, "").expect(6);
         assert!(run.stderr.contains(&format!("meta.db: the database is damaged: page {page}: ")), "{}", run.stderr);
@@ -106,6 +110,28 @@ fn what_is_wrong_and_where() {
     bolt("check", &db, "").expect(6);
     bolt("check", &db.with_file_name("nothing"), "").expect(3);
     bolt("check", db.parent().unwrap(), "").expect(6);
+}
+
+#[test]
+fn a_thousand_findings_are_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("many.db");
+    let mut db = Db::create(Box::new(FileStorage::create(&path).unwrap()), FreelistForm::Rebuilt).unwrap();
+    let mut tx = db.begin().unwrap();
+    for n in 0..3000_u32 {
+        // Too large to lie inline.
+        tx.put(&[b"all", &n.to_be_bytes()], b"key", &[0x55; 2000]).unwrap();
+    }
+    tx.commit().unwrap();
+    drop(db);
+    let mut bytes = fs::read(&path).unwrap();
+    for page in bytes.chunks_mut(4096).filter(|page| page.windows(4).any(|w| w == [0x55; 4])) {
+        page[8] = 0;
+    }
+    fs::write(&path, bytes).unwrap();
+    let run = bolt("check", &path, "").expect(6);
+    assert_eq!(run.stdout.lines().count(), 1001);
+    assert!(run.stdout.ends_with("\nand 2000 more\n"), "{}", run.stdout.lines().last().unwrap());
 }
 
 /// A database of a few pages that says it has a terabyte, most of it a hole.

@@ -104,19 +104,23 @@ fn an_image_at_which_containerd_exits() {
     finds(root.path(), "plain key among the images");
 }
 
+/// containerd unpacks again from the layers, if they are there.
 #[test]
 fn a_snapshot_that_does_not_exist() {
     let root = baked();
-    let digest = format!("sha256:{}", blobs(root.path()).into_keys().next().unwrap());
-    change(root.path(), |tx| {
-        tx.put(
-            &[V1, K8S, b"content", b"blob", digest.as_bytes(), b"labels"],
-            b"containerd.io/gc.ref.snapshot.overlayfs",
-            b"sha256:x",
-        )
-        .unwrap();
-    });
-    finds(root.path(), "snapshot that does not exist");
+    let layer = format!("sha256:{}", largest(root.path()).file_name().unwrap().to_str().unwrap());
+    let label = |tx: &mut Tx<'_>| {
+        for (digest, _) in tx.list(&[V1, K8S, b"content", b"blob"]).unwrap().unwrap() {
+            let labels: [&[u8]; 6] = [V1, K8S, b"content", b"blob", &digest, b"labels"];
+            tx.put(&labels, b"containerd.io/gc.ref.snapshot.overlayfs", b"sha256:x").unwrap();
+        }
+    };
+    change(root.path(), label);
+    let run = prebake(root.path(), "check").expect(0);
+    assert!(run.stderr.contains("warning: ") && run.stderr.contains("snapshot that does not exist"), "{}", run.stderr);
+    fs::remove_file(largest(root.path())).unwrap();
+    change(root.path(), |tx| assert!(tx.delete(&[V1, K8S, b"content", b"blob"], layer.as_bytes()).unwrap()));
+    finds(root.path(), &format!("{layer} is missing"));
 }
 
 #[test]

@@ -119,6 +119,15 @@ fn of_the_snapshotters_database() {
         }
         fs::write(db(dir), bytes).unwrap();
     });
+    finds("error", "overlayfs/metadata.db: ", |_, dir| fs::write(db(dir), "").unwrap());
+    finds("error", "containerd fails to use the snapshotter", |_, dir| fs::write(db(dir), vec![1; 20_000]).unwrap());
+    finds("error", "overlayfs: has nothing of the 2 snapshots in meta.db", |_, dir| fs::remove_dir_all(dir).unwrap());
+    finds("warning", "(pid", |_, dir| {
+        let file = fs::File::open(db(dir)).unwrap();
+        file.lock().unwrap();
+        // Open as long as the test runs.
+        std::mem::forget(file);
+    });
     finds("warning", "snapshots/new-123: has no record", |_, dir| {
         fs::create_dir(dir.join("snapshots/new-123")).unwrap();
     });
@@ -146,6 +155,13 @@ fn of_the_records() {
     finds("error", "at which containerd panics", |root, _| {
         change(&meta_db(root), |tx| tx.put(&image[..3], b"plain", b"key").unwrap());
     });
+    finds("error", "a bucket where a value is expected", |root, _| {
+        change(&meta_db(root), |tx| {
+            put_image(tx);
+            tx.delete(&target, b"size").unwrap();
+            tx.create_bucket(&[target[0], target[1], target[2], name, b"target", b"size"]).unwrap();
+        });
+    });
     finds("error", "so long that containerd refuses every update", |root, _| {
         change(&meta_db(root), |tx| {
             put_image(tx);
@@ -158,12 +174,12 @@ fn of_the_records() {
             tx.put(&target, b"size", &[0]).unwrap();
         });
     });
-    finds("error", "is the same snapshot as", |root, _| {
+    finds("warning", "is the same snapshot as", |root, _| {
         change(&meta_db(root), |tx| {
             tx.put(&[b"v1", b"k8s.io", b"snapshots", b"overlayfs", b"b"], b"name", b"k8s.io/2/a").unwrap();
         });
     });
-    finds("warning", "whose snapshotter keeps its state elsewhere", |root, _| {
+    finds("warning", "in meta.db elsewhere; not looked at", |root, _| {
         change(&meta_db(root), |tx| tx.put(&[b"v1", b"k8s.io", b"snapshots", b"stargz", b"a"], b"name", b"x").unwrap());
     });
     finds("warning", "containerd 2 deletes it", |root, _| {
@@ -186,9 +202,8 @@ fn what_containerd_would_refuse_is_never_written() {
         let mut bake = crate::support::prebake::command();
         bake.args(["bake", "localhost:1/a", "--root"]).arg(root.path()).args(["--namespace", namespace]);
         assert_eq!(bake.output().unwrap().status.code(), Some(2), "{namespace:?}");
-        let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
         let at = Root::new(root.path(), CONTAINERD_ROOT);
-        let error = prebake::bake::bootstrap(&at, namespace, &(), &wait).unwrap_err();
+        let error = prebake::bake::bootstrap(&at, namespace, &(), Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("bad namespace"), "{error}");
     }
     let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
