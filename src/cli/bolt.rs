@@ -44,7 +44,7 @@ struct FileArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Only this bucket, by its keys from the root: v1/k8s.io/images
-    #[arg(long, value_name = "KEYS", default_value = "")]
+    #[arg(long, value_name = "KEYS", default_value = "", hide_default_value = true)]
     path: String,
     /// Report as JSON, one object a line
     #[arg(long)]

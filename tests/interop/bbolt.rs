@@ -11,7 +11,7 @@ use crate::support::bolt_script::{random, run, text};
 use crate::support::crash::cuts;
 use crate::support::rng::Rng;
 
-/// The oracle process: one command, one answer.
+/// An oracle's process: one command, one answer.
 pub struct Oracle {
     process: Child,
     input: ChildStdin,
@@ -20,7 +20,12 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn start() -> Self {
-        let mut process = Command::new(peers::dir().join("bbolt-oracle"))
+        Self::of("bbolt")
+    }
+
+    /// One of those that `tests/setup` builds.
+    pub fn of(name: &str) -> Self {
+        let mut process = Command::new(peers::dir().join(format!("{name}-oracle")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -14,3 +14,4 @@ mod lock;
 mod lockstep;
 mod peers;
 mod space;
+mod tar;

@@ -1,5 +1,6 @@
 //! Parsers meet any input; `tests/fuzz` looks deeper.
 
+use prebake::layer::{File, Kind, Reader, tar};
 use prebake::oci::{Config, Digest, Document, Platform, Reference, media_type};
 use proptest::prelude::*;
 
@@ -34,6 +35,25 @@ proptest! {
                 let _ = Document::parse(bytes, declared);
             }
             let _ = Config::parse(bytes);
+        }
+    }
+
+    #[test]
+    fn archives_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000), at in 0usize..1536, with in any::<u8>()) {
+        let file = File { path: "a/file".to_owned(), mode: 0o644, kind: Kind::Regular(b"contents".to_vec()) };
+        let good = tar(&[file]).unwrap();
+        let mut entries = Reader::new(good.as_slice());
+        let entry = entries.next_entry().unwrap().unwrap();
+        prop_assert_eq!((entry.path.as_slice(), entry.size), (&b"a/file"[..], 8));
+        let mut contents = [0; 100];
+        prop_assert_eq!(entries.read(&mut contents).unwrap(), 8);
+        prop_assert_eq!(&contents[..8], b"contents");
+        prop_assert!(entries.next_entry().unwrap().is_none());
+        let mut bad = good;
+        bad[at] = with;
+        for bytes in [bytes, bad] {
+            let mut entries = Reader::new(bytes.as_slice());
+            while let Ok(Some(_)) = entries.next_entry() {}
         }
     }
 
