@@ -1,7 +1,7 @@
 //! Several prebakes on one root: each waits for its turn, and the work of all is there.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -103,10 +103,12 @@ fn readers_of_the_database_are_waited_for() {
     let file = File::open(meta_db(root.path())).unwrap();
     file.lock_shared().unwrap();
     prebake(root.path(), "images").expect(0);
-    let child = start(root.path(), &bake);
-    std::thread::sleep(Duration::from_millis(500));
+    let mut child = start(root.path(), &bake);
+    let mut said = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.starts_with("waiting for ") && said.contains(&format!("(pid {})", std::process::id())), "{said}");
     drop(file);
-    assert!(end(child).expect(0).stderr.contains(&format!("(pid {})", std::process::id())));
+    end(child).expect(0);
 }
 
 #[test]
