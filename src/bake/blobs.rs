@@ -36,13 +36,13 @@ pub(super) enum Small {
 }
 
 pub(super) struct Blobs {
+    pub(super) store: Store,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) namespace: String,
+    pub(super) listener: Arc<dyn Listener>,
     client: Client,
-    store: Store,
-    catalog: Arc<Catalog>,
-    namespace: String,
     permits: Semaphore,
     chunks: usize,
-    listener: Arc<dyn Listener>,
     slots: Mutex<HashMap<Digest, Arc<AsyncMutex<Option<u64>>>>>,
     totals: Mutex<Totals>,
 }
@@ -159,7 +159,7 @@ impl Blobs {
             self.done(descriptor, guard, false);
             return self.read(descriptor, room).await;
         }
-        let (bytes, guard) = self.small_blob(reference, descriptor, kind, guard).await?;
+        let (bytes, guard) = self.small_blob(reference, descriptor, kind, guard, &room).await?;
         self.done_at_once(descriptor, guard);
         Ok(RawDocument::new(bytes, room))
     }
@@ -170,15 +170,15 @@ impl Blobs {
         descriptor: &Descriptor,
         kind: Small,
         mut guard: Guard,
+        room: &Room,
     ) -> Result<(Bytes, Guard)> {
         let Descriptor { digest, size, .. } = descriptor;
         let mut tries = 1;
         loop {
-            // The caller has the room.
-            let none = Some(self.client.room(0).await);
+            let room = Some(room.clone());
             let got = match kind {
-                Small::Document => self.client.document(reference, digest.as_str(), *size, none).await,
-                Small::Blob => self.client.small_blob(reference, digest, *size, none).await,
+                Small::Document => self.client.document(reference, digest.as_str(), *size, room).await,
+                Small::Blob => self.client.small_blob(reference, digest, *size, room).await,
             };
             let result = match got {
                 Err(error) => Err(error.into()),

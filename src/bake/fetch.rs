@@ -10,9 +10,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt, iter};
 
 use super::blobs::{Blobs, Result, Small, blocking};
 use super::resolve::{candidates, children, fits, platforms};
-use super::{Error, Event, Failure, Listener, Request, Totals};
-use crate::catalog::{Catalog, ImageBlob, ImageRecord};
-use crate::content::Store;
+use super::{Error, Event, Failure, Request, Totals};
+use crate::catalog::{ImageBlob, ImageRecord};
 use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
 
@@ -27,32 +26,19 @@ type Results = Vec<Option<Result<ImageRecord, Failure>>>;
 /// One bake's fetching.
 pub(super) struct Fetcher {
     blobs: Arc<Blobs>,
-    store: Store,
-    catalog: Arc<Catalog>,
-    namespace: String,
     platform: Platform,
     pin: bool,
     images_at_once: usize,
-    listener: Arc<dyn Listener>,
 }
 
 impl Fetcher {
-    pub(super) fn new(
-        request: &Request,
-        store: Store,
-        catalog: Arc<Catalog>,
-        listener: Arc<dyn Listener>,
-    ) -> Result<Self> {
-        Ok(Self {
-            blobs: Arc::new(Blobs::new(request, store.clone(), catalog.clone(), listener.clone())?),
-            store,
-            catalog,
-            namespace: request.namespace.clone(),
+    pub(super) fn new(request: &Request, blobs: Blobs) -> Self {
+        Self {
+            blobs: Arc::new(blobs),
             platform: request.platform.clone(),
             pin: request.pin,
             images_at_once: request.concurrency.max(2),
-            listener,
-        })
+        }
     }
 
     /// Fetches all images; whether `cancel` came first. Nothing is being written any more when it returns, and what was
@@ -65,7 +51,7 @@ impl Fetcher {
         let mut results: Results = references.iter().map(|_| None).collect();
         let cancelled = self.each(references, cancel, &mut results).await;
         let in_place = self.blobs.settled().await?;
-        self.catalog.record(&self.namespace, &[], &in_place)?;
+        self.blobs.catalog.record(&self.blobs.namespace, &[], &in_place)?;
         Ok((results, cancelled))
     }
 
@@ -84,7 +70,7 @@ impl Fetcher {
             };
             let result = result.map_err(|error| Failure::new(&error));
             let image = &references[i].to_string();
-            self.listener.on(&match &result {
+            self.blobs.listener.on(&match &result {
                 Ok(record) => Event::ImageFetched { image, digest: &record.target.digest },
                 Err(failure) => Event::ImageFailed { image, kind: failure.kind, error: &failure.message },
             });
@@ -100,7 +86,7 @@ impl Fetcher {
         let name = reference.to_string();
         let (blobs, config) = self.resolve(reference).await?;
         let target = blobs[0].descriptor.clone();
-        self.listener.on(&Event::ImageResolved {
+        self.blobs.listener.on(&Event::ImageResolved {
             image: &name,
             digest: &target.digest,
             platform: &self.platform,
@@ -116,7 +102,8 @@ impl Fetcher {
         let source = (reference.registry_host().to_owned(), reference.repository().to_owned());
         let platform = self.platform.clone();
         let record = ImageRecord { name, aliases, target, platform, pinned: self.pin, blobs, source };
-        let (store, catalog, namespace) = (self.store.clone(), self.catalog.clone(), self.namespace.clone());
+        let (store, catalog, namespace) =
+            (self.blobs.store.clone(), self.blobs.catalog.clone(), self.blobs.namespace.clone());
         blocking(move || {
             let mut verified = Vec::new();
             for blob in &record.blobs {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use blobs::Blobs;
 pub use event::{Event, Listener};
 
 use crate::bolt::Lock;
@@ -192,7 +193,7 @@ pub async fn run(
     let references: Vec<Reference> =
         request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
 
-    let fetcher = fetch::Fetcher::new(&request, store.clone(), catalog, listener.clone())?;
+    let fetcher = fetch::Fetcher::new(&request, Blobs::new(&request, store.clone(), catalog, listener.clone())?);
     let (results, cancelled) = fetcher.all(&references, cancel).await?;
 
     let fetched =

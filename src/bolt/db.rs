@@ -10,7 +10,7 @@ use super::node::{Child, Leaf, Value};
 use super::page::{Header, Kind, Meta, PAGE_SIZES, encode_freelist};
 use super::stats::{Stats, stats};
 use super::storage::Storage;
-use super::view::View;
+use super::view::{Seen, View};
 use super::{Error, MAX_DEPTH, MAX_KEY, MAX_VALUE, PAGE_SIZE, Problem, Result};
 
 /// Whether a file carries its list of free pages; kept as found. Both forms open in every containerd.
@@ -201,15 +201,7 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Invalid`] when `path` leads through a plain value or `key` is a bucket.
     pub fn get(&self, path: &[&[u8]], key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let pages = self.pager.pages();
-        self.read(path, &mut |bucket| match bucket {
-            None => Ok(None),
-            Some(bucket) => bucket.find(key, &pages, &mut |value| match value {
-                None => Ok(None),
-                Some(Value::Bytes(bytes)) => Ok(Some(bytes.clone())),
-                Some(Value::Bucket(_)) => Err(Error::Invalid("a bucket where a value is expected")),
-            }),
-        })
+        self.at(path, &self.pager.pages(), &mut |view| view.map_or(Ok(None), |view| view.get(key)))
     }
 
     /// The entries of a bucket in the order of their keys; `None` when there is no such bucket.
@@ -217,14 +209,13 @@ impl Tx<'_> {
     /// # Errors
     /// As [`Tx::get`].
     pub fn list(&self, path: &[&[u8]]) -> Result<Option<Vec<Entry>>> {
-        let pages = self.pager.pages();
-        self.read(path, &mut |bucket| {
-            let Some(bucket) = bucket else { return Ok(None) };
+        self.at(path, &self.pager.pages(), &mut |view| {
+            let Some(view) = view else { return Ok(None) };
             let mut items = Vec::new();
-            bucket.each(&pages, &mut |key, value| {
-                let item = match value {
-                    Value::Bytes(bytes) => Item::Value(bytes.clone()),
-                    Value::Bucket(_) => Item::Bucket,
+            view.each(&mut |key, seen| {
+                let item = match seen {
+                    Seen::Value(bytes) => Item::Value(bytes.to_vec()),
+                    Seen::Bucket(_) => Item::Bucket,
                 };
                 items.push((key.to_vec(), item));
                 Ok(())
@@ -239,11 +230,7 @@ impl Tx<'_> {
     /// As [`Tx::get`]; those of `f`.
     pub fn view<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
         let windows = RefCell::default();
-        let pages = Pages { windows: Some(&windows), ..self.pager.pages() };
-        self.read(path, &mut |bucket| match bucket {
-            None => f(None),
-            Some(bucket) => f(Some(View::new(bucket, &pages)?)),
-        })
+        self.at(path, &Pages { windows: Some(&windows), ..self.pager.pages() }, f)
     }
 
     /// The sequence of a bucket; `None` when there is no such bucket.
@@ -382,6 +369,14 @@ impl Tx<'_> {
         }
         *self.state = State { meta, free, poisoned: false };
         Ok(true)
+    }
+
+    /// Gives `f` the bucket at `path`, read through `pages`.
+    fn at<R>(&self, path: &[&[u8]], pages: &Pages<'_>, f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
+        self.read(path, &mut |bucket| match bucket {
+            None => f(None),
+            Some(bucket) => f(Some(View::new(bucket, pages)?)),
+        })
     }
 
     fn read<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<&Bucket>) -> Result<R>) -> Result<R> {

@@ -50,9 +50,10 @@ pub struct RawDocument {
     _room: Room,
 }
 
-/// Room for a document in memory, given back when dropped. To be taken before any lock, or two could wait for each other.
-#[derive(Debug)]
-pub struct Room(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+/// Room for a document in memory, given back when its last clone is dropped. To be taken before any lock, or two could wait
+/// for each other.
+#[derive(Debug, Clone)]
+pub struct Room(#[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>);
 
 /// What all documents under way may take together, in KiB: two of the largest.
 const ROOM: u32 = 16 << 10;
@@ -87,7 +88,7 @@ impl Client {
     pub async fn room(&self, bytes: u64) -> Room {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
         match self.room.clone().acquire_many_owned(kib).await {
-            Ok(permit) => Room(permit),
+            Ok(permit) => Room(Arc::new(permit)),
             Err(_) => unreachable!("the semaphore is never closed"),
         }
     }

@@ -48,7 +48,7 @@ pub fn push_debian(registry: &Registry, work: &Path, name: &str, command: &[&str
         json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers});
     add(media_type::OCI_MANIFEST, manifest.to_string().as_bytes(), Some("manifest.json"));
     let reference = format!("{}/{name}", registry.name());
-    registry.push_dir(&dir, &reference);
+    Registry::push_dir(&dir, &reference);
     reference
 }
 

@@ -7,7 +7,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use prebake::bolt::{Db, FileStorage, FreelistForm, Lock};
 
 use crate::peers;
-use crate::support::bolt_script::{random, run, text};
+use crate::script::text;
+use crate::support::bolt_script::{random, run};
 use crate::support::crash::cuts;
 use crate::support::rng::Rng;
 

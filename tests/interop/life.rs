@@ -6,7 +6,8 @@ use crate::bake::push_debian;
 use crate::bbolt::Oracle;
 use crate::cri;
 use crate::peers::{Containerd, Registry};
-use crate::support::bolt_script::{Op, hex, random, text, under};
+use crate::script::{text, under};
+use crate::support::bolt_script::{Op, hex, random};
 use crate::support::content::{build, demo};
 use crate::support::prebake::{containerd_root, meta_db, prebake};
 use crate::support::registry::TestRegistry;
@@ -115,7 +116,7 @@ fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[
         let target = |name: &&str| {
             namespaces.iter().any(|namespace| place == path(&["v1", namespace, "images", name, "target"]))
         };
-        let replaced = times.iter().any(|time| key.starts_with(time.as_str())) || names.iter().any(|n| target(&n));
+        let replaced = times.iter().any(|time| key.starts_with(time.as_str())) || names.iter().any(target);
         assert!(allowed(line) && replaced, "lost: {line}");
     }
     let new: Vec<&String> = after.difference(&before).collect();

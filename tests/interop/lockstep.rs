@@ -6,7 +6,8 @@ use std::path::Path;
 use prebake::bolt::{Db, FileStorage, Lock};
 
 use crate::bbolt::Oracle;
-use crate::support::bolt_script::{Model, Op, Shape, random_on, run, text};
+use crate::script::text;
+use crate::support::bolt_script::{Model, Op, Shape, random_on, run};
 use crate::support::rng::Rng;
 
 /// Transactions in all; `PREBAKE_LOCKSTEP` for a long campaign.

@@ -1,6 +1,6 @@
 //! Tests against the real peers that `tests/setup` puts in place: containerd in three releases, runc, docker-registry,
 //! skopeo, umoci and bbolt. `tests/run` runs them.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, unreachable_pub)]
 #![allow(clippy::format_collect, clippy::needless_pass_by_value, reason = "no test is slow for it")]
 
 #[path = "../support/mod.rs"]
@@ -9,9 +9,11 @@ mod support;
 mod bake;
 mod bbolt;
 mod cri;
+mod layout;
 mod life;
 mod lock;
 mod lockstep;
 mod peers;
+mod script;
 mod space;
 mod tar;

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use ::prebake::fixture::Content;
 
 use crate::cri;
-use crate::support::layout;
+use crate::layout;
 
 /// The releases the tests run.
 pub const RELEASES: [&str; 3] = ["1.6.20", "1.7.24", "2.1.9"];
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The folder `tests/setup` filled; `PREBAKE_PEERS` names another one.
 pub fn dir() -> PathBuf {
@@ -113,14 +113,14 @@ impl Registry {
             let _ = fs::remove_dir_all(&dir);
             layout::write_dir(content, repository, tag, &dir);
             let reference = format!("{}/{repository}:{tag}", self.name);
-            self.push_dir(&dir, &reference);
+            Self::push_dir(&dir, &reference);
             reference
         };
         content.tags.keys().map(push).collect()
     }
 
     /// Pushes a `dir:` layout.
-    pub fn push_dir(&self, dir: &Path, reference: &str) {
+    pub fn push_dir(dir: &Path, reference: &str) {
         run(Command::new("skopeo")
             .args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"])
             .args([format!("dir:{}", dir.display()), format!("docker://{reference}")]));

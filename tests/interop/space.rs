@@ -13,7 +13,8 @@ use prebake::oci::{Descriptor, Digest, Platform, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
 
 use crate::bbolt::Oracle;
-use crate::support::bolt_script::{parse, run};
+use crate::script::parse;
+use crate::support::bolt_script::run;
 use crate::support::prebake::{blobs_dir, meta_db};
 
 const BAKES: usize = 1000;

@@ -2,7 +2,7 @@
 
 use prebake::bolt::{Db, FreelistForm, MemStorage};
 
-use crate::support::bolt_fuzz::{bases, one};
+use crate::bolt_fuzz::{bases, one};
 use crate::support::bolt_script::{Op, random, run, unhex};
 use crate::support::rng::Rng;
 

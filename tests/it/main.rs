@@ -9,6 +9,7 @@ mod auth;
 mod bake;
 mod bolt;
 mod bolt_cli;
+mod bolt_fuzz;
 mod check;
 mod crash;
 mod faults;

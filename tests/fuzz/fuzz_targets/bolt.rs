@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../support/bolt_fuzz.rs"]
+#[path = "../../it/bolt_fuzz.rs"]
 mod bolt_fuzz;
 
 static BASES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();

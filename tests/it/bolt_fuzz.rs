@@ -1,5 +1,5 @@
 //! A sound database with bytes changed at will: verified or refused, and what is accepted can be read, changed, committed
-//! and verified again. Shared by the fuzzer (`tests/fuzz`) and by `tests/it`, which replays what the fuzzer found.
+//! and verified again. Shared by the fuzzer (`tests/fuzz`) and by `bolt.rs`, which replays what it found.
 
 use prebake::bolt::{Db, FreelistForm, MemStorage, Seen, View};
 
