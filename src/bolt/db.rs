@@ -10,7 +10,7 @@ use super::node::{Child, Leaf, Value};
 use super::page::{Header, Kind, Meta, PAGE_SIZES, encode_freelist};
 use super::stats::{Stats, stats};
 use super::storage::Storage;
-use super::view::{Seen, View};
+use super::view::View;
 use super::{Error, MAX_DEPTH, MAX_KEY, MAX_VALUE, PAGE_SIZE, Problem, Result};
 
 /// Whether a file carries its list of free pages; kept as found. Both forms open in every containerd.
@@ -209,13 +209,15 @@ impl Tx<'_> {
     /// # Errors
     /// As [`Tx::get`].
     pub fn list(&self, path: &[&[u8]]) -> Result<Option<Vec<Entry>>> {
-        self.at(path, &self.pager.pages(), &mut |view| {
-            let Some(view) = view else { return Ok(None) };
+        let pages = self.pager.pages();
+        self.read(path, &mut |bucket| {
+            let Some(bucket) = bucket else { return Ok(None) };
             let mut items = Vec::new();
-            view.each(&mut |key, seen| {
-                let item = match seen {
-                    Seen::Value(bytes) => Item::Value(bytes.to_vec()),
-                    Seen::Bucket(_) => Item::Bucket,
+            // Not through a view, which would read a page of every bucket in it.
+            bucket.each(&pages, &mut |key, value| {
+                let item = match value {
+                    Value::Bytes(bytes) => Item::Value(bytes.clone()),
+                    Value::Bucket(_) => Item::Bucket,
                 };
                 items.push((key.to_vec(), item));
                 Ok(())
