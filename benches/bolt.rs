@@ -44,7 +44,7 @@ fn image(blobs: &Path, n: usize) -> ImageRecord {
         platform: Platform::host(),
         pinned: false,
         blobs: std::iter::once(parent).chain(rest).collect(),
-        source: ("registry.example".to_owned(), format!("team{}/app{n}", n % 50)),
+        source: Some(("registry.example".to_owned(), format!("team{}/app{n}", n % 50))),
     }
 }
 

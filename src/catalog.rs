@@ -67,8 +67,9 @@ pub struct ImageRecord {
     pub pinned: bool,
     /// Its blobs in the order of a walk from the target.
     pub blobs: Vec<ImageBlob>,
-    /// Registry host without port, and repository: `containerd.io/distribution.source.<host>`.
-    pub source: (String, String),
+    /// Registry host without port, and repository: `containerd.io/distribution.source.<host>`. Unknown of an image that
+    /// something else fetched.
+    pub source: Option<(String, String)>,
 }
 
 /// A blob of an image, with the labels that keep what it refers to.

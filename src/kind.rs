@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, care, catalog, content, metadata, registry, root};
+use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -159,7 +159,59 @@ impl From<&bake::Error> for Kind {
             Error::PlatformMismatch { .. } | Error::TooLarge { .. } | Error::TooDeep | Error::TooManyDocuments => {
                 Self::Corrupt
             }
+            Error::Layer { source, .. } => source.into(),
+            Error::LayerCount { .. } => Self::Corrupt,
+            Error::Discard { .. } => Self::InvalidInput,
+            Error::Snapshot(error) => error.into(),
+            Error::NoSpace { .. } => Self::NoSpace,
+            Error::NoImage(_) | Error::Absent(_) => Self::NotFound,
+            Error::Walk(error) => error.into(),
             Error::Task => Self::Io,
+        }
+    }
+}
+
+impl From<&content::WalkError> for Kind {
+    fn from(error: &content::WalkError) -> Self {
+        use content::WalkError;
+        match error {
+            WalkError::Missing(_) | WalkError::NoManifest(_) => Self::NotFound,
+            WalkError::Content(error) => error.into(),
+            WalkError::Document(..) | WalkError::TooDeep => Self::Corrupt,
+        }
+    }
+}
+
+impl From<&layer::Error> for Kind {
+    fn from(error: &layer::Error) -> Self {
+        use layer::Error;
+        match error {
+            Error::Source(error) | Error::Io(error) => error.into(),
+            Error::Entry { source, .. } => match Self::from(source) {
+                Self::NoSpace => Self::NoSpace,
+                // What an archive asks for cannot be done: its fault.
+                _ => Self::Corrupt,
+            },
+            Error::Compression { .. }
+            | Error::Tar(_)
+            | Error::UnknownEntry { .. }
+            | Error::BadWhiteout(_)
+            | Error::TooLarge { .. }
+            | Error::WrongDiffId { .. } => Self::Corrupt,
+            Error::UnknownMediaType(_) => Self::InvalidInput,
+            Error::Stopped => Self::Unavailable,
+        }
+    }
+}
+
+impl From<&snapshot::Error> for Kind {
+    fn from(error: &snapshot::Error) -> Self {
+        use snapshot::Error;
+        match error {
+            Error::Io { source, .. } => source.into(),
+            Error::Root(error) => error.into(),
+            Error::Metadata(error) => error.into(),
+            Error::Unfit(_) => Self::InvalidInput,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod oci;
 mod parallel;
 pub mod registry;
 pub mod root;
+pub mod snapshot;
 
 /// Chooses ring as the process's TLS provider. To be called once, before the first [`registry::Client`].
 pub fn install_tls() {

@@ -88,6 +88,17 @@ impl Root {
         rustix::fs::syncfs(File::open(dir).map_err(error)?).map_err(|errno| error(errno.into()))
     }
 
+    /// How many bytes the root's file system has free for this process.
+    ///
+    /// # Errors
+    /// [`RootError`].
+    pub fn free_space(&self) -> Result<u64, RootError> {
+        let error = |errno: rustix::io::Errno| RootError::new("measuring", &self.path, errno.into());
+        let dir = self.find(&self.containerd)?.unwrap_or_else(|| self.path.clone());
+        let stat = rustix::fs::statvfs(&dir).map_err(error)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     fn find(&self, inside: &Path) -> Result<Option<PathBuf>, RootError> {
         let error = |source| RootError { action: "opening", path: self.path.join(inside), source };
         let root = match File::open(&self.path) {

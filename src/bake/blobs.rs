@@ -1,23 +1,24 @@
 //! Blobs and documents of many images, each once, into the content store.
 
 use std::collections::HashMap;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc, oneshot};
+use bytes::{Buf, Bytes};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
 use super::resolve::ref_kind;
 use super::{Error, Event, Listener, Request, Totals};
 use crate::catalog::Catalog;
-use crate::content::{self, Started, Stat, Store};
+use crate::content::{self, Growing, Started, Stat, Store};
 use crate::kind::chain;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
 use crate::registry::{self, Client, RawDocument, Room};
 
 /// How often a blob or document is asked for when what comes is broken.
-const TRIES: usize = 2;
+pub(super) const TRIES: usize = 2;
 /// Chunks between the network and the disk, of all blobs together. A chunk is what one read of a connection gives, at most
 /// 400 KiB or so: this, and one more a blob on either side, is nearly all of prebake's memory.
 const CHUNKS: usize = 24;
@@ -27,6 +28,25 @@ pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 /// The lock of a blob: the blob's size once it is in place. Whatever writes the blob holds it, even when nobody waits for
 /// the result any more, so that two never write one ingest.
 type Guard = OwnedMutexGuard<Option<u64>>;
+
+/// A blob as far as this bake got with it.
+#[derive(Default)]
+struct Slot {
+    lock: Arc<AsyncMutex<Option<u64>>>,
+    coming: watch::Sender<Coming>,
+}
+
+/// Where a blob's bytes can be read.
+#[derive(Clone, Default)]
+pub(super) enum Coming {
+    /// Nowhere yet.
+    #[default]
+    No,
+    /// From its ingest, while they come.
+    Growing(Arc<Growing>),
+    /// From the store.
+    InPlace,
+}
 
 /// How to ask for something small.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,7 +63,7 @@ pub(super) struct Blobs {
     client: Client,
     permits: Semaphore,
     chunks: usize,
-    slots: Mutex<HashMap<Digest, Arc<AsyncMutex<Option<u64>>>>>,
+    slots: Mutex<HashMap<Digest, Arc<Slot>>>,
     totals: Mutex<Totals>,
 }
 
@@ -79,7 +99,7 @@ impl Blobs {
         };
         let mut in_place = Vec::new();
         for (digest, slot) in slots {
-            if slot.lock().await.is_some()
+            if slot.lock.lock().await.is_some()
                 && let Some(stat) = self.store.stat(&digest)?
             {
                 in_place.push((digest, stat));
@@ -240,17 +260,22 @@ impl Blobs {
     ) -> Result<(Guard, Result<bool>)> {
         let (chunks, mut received) = mpsc::channel::<Bytes>(self.chunks);
         let (ready, wanted) = oneshot::channel();
-        let (blobs, blob) = (self.clone(), descriptor.clone());
+        let (blobs, blob, slot) = (self.clone(), descriptor.clone(), self.slot(descriptor));
         let write = move || -> Result<bool, content::Error> {
             let started = blobs.store.ingest(&blobs.namespace, ref_kind(&blob.media_type), &blob)?;
             let _ = ready.send(matches!(started, Started::New(_)));
             match started {
                 Started::Whole(whole) => whole.commit().map(|()| false),
                 Started::New(mut ingest) => {
+                    let (growing, writer) = Growing::new(ingest.file()?);
+                    slot.coming.send_replace(Coming::Growing(growing));
                     while let Some(chunk) = received.blocking_recv() {
                         ingest.write(&chunk)?;
+                        writer.grew(chunk.len() as u64);
                     }
-                    ingest.verify()?.commit().map(|()| true)
+                    ingest.verify()?.commit()?;
+                    writer.finish();
+                    Ok(true)
                 }
             }
         };
@@ -286,6 +311,45 @@ impl Blobs {
         ))
     }
 
+    /// Takes one of the places for blobs under way.
+    pub(super) async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        self.permits.acquire().await.map_err(|_| Error::Task)
+    }
+
+    /// Gives a blob to a reader, who verifies it, and to nobody else. Comes back with what the reader made of it, and how
+    /// the network failed, if it did.
+    pub(super) async fn stream<T: Send + 'static, E: Send + 'static>(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        read: impl FnOnce(Piped) -> Result<T, E> + Send + 'static,
+    ) -> Result<(Result<T, E>, Option<registry::Error>)> {
+        self.slot(descriptor);
+        self.listener.on(&Event::BlobStarted { digest: &descriptor.digest, size: descriptor.size });
+        let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
+        let (chunks, received) = mpsc::channel::<Bytes>(self.chunks);
+        let reader = spawn_blocking(move || read(Piped { received, chunk: Bytes::new() }));
+        let network = async {
+            let mut body = self.client.blob(reference, &descriptor.digest).await?;
+            while let Some(chunk) = body.chunk().await? {
+                let bytes = chunk.len() as u64;
+                if chunks.send(chunk).await.is_err() {
+                    break;
+                }
+                progress.add(bytes);
+            }
+            drop(chunks);
+            Ok::<(), registry::Error>(())
+        };
+        let failed = network.await.err();
+        let read = reader.await.map_err(|_| Error::Task)?;
+        if read.is_ok() {
+            progress.came.store(0, Ordering::Relaxed);
+            self.count(descriptor, true);
+        }
+        Ok((read, failed))
+    }
+
     /// Writes bytes that are all here.
     async fn write(
         self: &Arc<Self>,
@@ -318,7 +382,7 @@ impl Blobs {
     }
 
     /// Whether the blob's file is there and right: known to the catalog, or hashed now.
-    async fn is_whole(self: &Arc<Self>, descriptor: &Descriptor) -> Result<bool> {
+    pub(super) async fn is_whole(self: &Arc<Self>, descriptor: &Descriptor) -> Result<bool> {
         let (blobs, descriptor) = (self.clone(), descriptor.clone());
         blocking(move || {
             let Some(stat) = blobs.store.stat(&descriptor.digest)? else { return Ok(false) };
@@ -337,18 +401,24 @@ impl Blobs {
         .await
     }
 
-    /// Takes the blob's lock; the first to ask makes the blob known. A blob in place has one size: a descriptor that says
-    /// another is wrong.
-    async fn lock(&self, descriptor: &Descriptor) -> Result<Guard> {
-        let slot = {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || {
-                self.listener.on(&Event::BlobAdded { digest: &descriptor.digest, size: descriptor.size });
-                Arc::default()
-            };
-            slots.entry(descriptor.digest.clone()).or_insert_with(new).clone()
+    /// What is known of a blob; the first to ask makes it known.
+    fn slot(&self, descriptor: &Descriptor) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            self.listener.on(&Event::BlobAdded { digest: &descriptor.digest, size: descriptor.size });
+            Arc::default()
         };
-        let guard = slot.lock_owned().await;
+        slots.entry(descriptor.digest.clone()).or_insert_with(new).clone()
+    }
+
+    /// Where a blob can be read, and will be.
+    pub(super) fn coming(&self, descriptor: &Descriptor) -> watch::Receiver<Coming> {
+        self.slot(descriptor).coming.subscribe()
+    }
+
+    /// Takes the blob's lock. A blob in place has one size: a descriptor that says another is wrong.
+    async fn lock(&self, descriptor: &Descriptor) -> Result<Guard> {
+        let guard = self.slot(descriptor).lock.clone().lock_owned().await;
         let (digest, expected) = (descriptor.digest.clone(), descriptor.size);
         match *guard {
             Some(size) if size < expected => Err(content::Error::TooShort { digest, expected, got: size }.into()),
@@ -365,6 +435,11 @@ impl Blobs {
     /// Counts a blob that is in place now.
     fn done(&self, descriptor: &Descriptor, mut guard: Guard, fetched: bool) {
         *guard = Some(descriptor.size);
+        self.slot(descriptor).coming.send_replace(Coming::InPlace);
+        self.count(descriptor, fetched);
+    }
+
+    fn count(&self, descriptor: &Descriptor, fetched: bool) {
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let (blobs, bytes) = match (&mut *totals, fetched) {
             (Totals { fetched_blobs, fetched_bytes, .. }, true) => (fetched_blobs, fetched_bytes),
@@ -374,6 +449,26 @@ impl Blobs {
         *bytes += descriptor.size;
         drop(totals);
         self.listener.on(&Event::BlobDone { digest: &descriptor.digest, size: descriptor.size, fetched });
+    }
+}
+
+/// The bytes of a blob that is not kept.
+pub(super) struct Piped {
+    received: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+}
+
+impl Read for Piped {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.received.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let n = buf.len().min(self.chunk.len());
+        self.chunk.split_to(n).copy_to_slice(&mut buf[..n]);
+        Ok(n)
     }
 }
 

@@ -74,12 +74,19 @@ pub enum Event<'a> {
         /// `false`: it was there before.
         fetched: bool,
     },
-    /// All blobs of an image are in place.
+    /// All blobs of an image are in place, and its layers in snapshots where that was asked for.
     ImageFetched {
         /// The image name.
         image: &'a str,
         /// Digest of its index or manifest.
         digest: &'a Digest,
+    },
+    /// A layer is in its snapshot.
+    LayerUnpacked {
+        /// Its blob.
+        digest: &'a Digest,
+        /// Its chainID: it, and all layers below it.
+        chain: &'a Digest,
     },
     /// An image failed; the others go on.
     ImageFailed {

@@ -8,12 +8,17 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use futures_util::stream::{FuturesUnordered, StreamExt, iter};
 
-use super::blobs::{Blobs, Result, Small, blocking};
+use tokio::sync::watch;
+
+use super::blobs::{Blobs, Coming, Result, Small, blocking};
+use super::policy::Policy;
 use super::resolve::{candidates, children, fits, platforms};
-use super::{Error, Event, Failure, Request, Totals};
+use super::unpack::{Source, Stack, Unpacker};
+use super::{Baked, Error, Event, Failure, Request, Totals};
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
+use crate::snapshot::Present;
 
 /// Indexes inside an index.
 const MAX_INDEX_DEPTH: usize = 4;
@@ -21,13 +26,41 @@ const MAX_INDEX_DEPTH: usize = 4;
 const MAX_DOCUMENTS: usize = 64;
 
 /// How far each image came; `None` where it was stopped.
-type Results = Vec<Option<Result<ImageRecord, Failure>>>;
+pub(super) type Results<T> = Vec<Option<Result<T, Failure>>>;
+
+/// An image whose documents are in place.
+pub(super) struct Resolved {
+    reference: Reference,
+    /// From the target down: documents, config, layers.
+    pub(super) blobs: Vec<ImageBlob>,
+    config: Digest,
+    /// Its layers, where there is anything to unpack.
+    pub(super) stack: Option<Arc<Stack>>,
+    pub(super) policy: Policy,
+}
+
+impl Resolved {
+    /// All blobs together, in bytes: the size that containerd lists.
+    pub(super) fn size(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.descriptor.size).sum()
+    }
+
+    /// Leaves out the layers, and what keeps them from containerd's garbage collection (`images.ChildGCLabelsFilterLayers`).
+    pub(super) fn discard_layers(&mut self) {
+        self.blobs.retain(|blob| !media_type::is_layer(&blob.descriptor.media_type));
+        for blob in &mut self.blobs {
+            blob.children.retain(|(key, _)| !labels::is_layer_ref(key));
+        }
+    }
+}
 
 /// One bake's fetching.
 pub(super) struct Fetcher {
-    blobs: Arc<Blobs>,
+    pub(super) blobs: Arc<Blobs>,
     platform: Platform,
     pin: bool,
+    /// Whether layers are looked at for being unpacked.
+    unpacks: bool,
     images_at_once: usize,
 }
 
@@ -37,98 +70,142 @@ impl Fetcher {
             blobs: Arc::new(blobs),
             platform: request.platform.clone(),
             pin: request.pin,
+            unpacks: request.unpack.is_some(),
             images_at_once: request.concurrency.max(2),
         }
     }
 
-    /// Fetches all images; whether `cancel` came first. Nothing is being written any more when it returns, and what was
-    /// verified is in the catalog.
-    pub(super) async fn all(
+    /// Does `f` with each of `items`, several at a time, until `cancel`; whether that came first.
+    pub(super) async fn each<T, R, F: Future<Output = Result<R>>>(
         &self,
-        references: &[Reference],
+        items: impl Iterator<Item = T>,
+        name: impl Fn(usize) -> String,
+        f: impl Fn(T) -> F,
         cancel: impl Future<Output = ()>,
-    ) -> Result<(Results, bool)> {
-        let mut results: Results = references.iter().map(|_| None).collect();
-        let cancelled = self.each(references, cancel, &mut results).await;
-        let in_place = self.blobs.settled().await?;
-        self.blobs.catalog.record(&self.blobs.namespace, &[], &in_place)?;
-        Ok((results, cancelled))
-    }
-
-    async fn each(&self, references: &[Reference], cancel: impl Future<Output = ()>, results: &mut Results) -> bool {
-        let mut images = iter(references.iter().enumerate())
-            .map(|(i, reference)| async move { (i, self.image(reference).await) })
+        results: &mut Results<R>,
+    ) -> bool {
+        let f = &f;
+        let mut running = iter(items.enumerate())
+            .map(|(i, item)| async move { (i, f(item).await) })
             .buffer_unordered(self.images_at_once);
         tokio::pin!(cancel);
         loop {
             let (i, result) = tokio::select! {
-                next = images.next() => match next {
+                next = running.next() => match next {
                     Some(done) => done,
                     None => return false,
                 },
                 () = &mut cancel => return true,
             };
             let result = result.map_err(|error| Failure::new(&error));
-            let image = &references[i].to_string();
-            self.blobs.listener.on(&match &result {
-                Ok(record) => Event::ImageFetched { image, digest: &record.target.digest },
-                Err(failure) => Event::ImageFailed { image, kind: failure.kind, error: &failure.message },
-            });
+            if let Err(Failure { kind, message }) = &result {
+                self.blobs.listener.on(&Event::ImageFailed { image: &name(i), kind: *kind, error: message });
+            }
             results[i] = Some(result);
         }
+    }
+
+    /// Waits until nothing is being written any more, and remembers what was verified.
+    pub(super) async fn settled(&self) -> Result<()> {
+        let in_place = self.blobs.settled().await?;
+        Ok(self.blobs.catalog.record(&self.blobs.namespace, &[], &in_place)?)
     }
 
     pub(super) fn totals(&self) -> Totals {
         self.blobs.totals()
     }
 
-    async fn image(&self, reference: &Reference) -> Result<ImageRecord> {
-        let name = reference.to_string();
-        let (blobs, config) = self.resolve(reference).await?;
-        let target = blobs[0].descriptor.clone();
+    /// Finds out what an image consists of.
+    pub(super) async fn resolve(&self, reference: &Reference) -> Result<Resolved> {
+        let resolved = self.documents(reference).await?;
         self.blobs.listener.on(&Event::ImageResolved {
-            image: &name,
-            digest: &target.digest,
+            image: &reference.to_string(),
+            digest: &resolved.blobs[0].descriptor.digest,
             platform: &self.platform,
-            blobs: blobs.len(),
-            bytes: blobs.iter().map(|blob| blob.descriptor.size).sum(),
+            blobs: resolved.blobs.len(),
+            bytes: resolved.size(),
         });
-        let mut all: FuturesUnordered<_> =
-            blobs.iter().map(|blob| self.blobs.ensure(reference, &blob.descriptor)).collect();
-        while all.try_next().await?.is_some() {}
-        drop(all);
+        Ok(resolved)
+    }
+
+    /// Brings all blobs of an image into the store, and its layers into snapshots.
+    pub(super) async fn complete(
+        &self,
+        image: Resolved,
+        unpacking: Option<(&Arc<Unpacker>, Vec<Present>)>,
+    ) -> Result<Baked> {
+        let Resolved { reference, blobs, config, stack, policy } = image;
+        let target = blobs[0].descriptor.clone();
+        let fetch = async {
+            let mut all: FuturesUnordered<_> =
+                blobs.iter().map(|blob| self.blobs.ensure(&reference, &blob.descriptor)).collect();
+            while all.try_next().await?.is_some() {}
+            Ok(())
+        };
+        let unpack = async {
+            let (Some(stack), Some((unpacker, present))) = (&stack, unpacking) else { return Ok(()) };
+            let mut streamed = HashSet::new();
+            if policy == Policy::UnpackDiscard {
+                for layer in &stack.layers[present.len()..] {
+                    if !self.blobs.is_whole(&layer.descriptor).await? {
+                        streamed.insert(&layer.descriptor.digest);
+                    }
+                }
+            }
+            let source = |layer: &Descriptor| match policy {
+                Policy::UnpackDiscard if streamed.contains(&layer.digest) => {
+                    Source::Stream(self.blobs.clone(), reference.clone())
+                }
+                Policy::UnpackDiscard => Source::Blob(watch::channel(Coming::InPlace).1),
+                _ => Source::Blob(self.blobs.coming(layer)),
+            };
+            unpacker.image(stack, &present, source).await
+        };
+        futures_util::try_join!(fetch, unpack)?;
+        let name = reference.to_string();
         let mut aliases = vec![reference.digest_name(&target.digest), config.to_string()];
         aliases.retain(|alias| *alias != name);
-        let source = (reference.registry_host().to_owned(), reference.repository().to_owned());
+        let source = Some((reference.registry_host().to_owned(), reference.repository().to_owned()));
         let platform = self.platform.clone();
         let record = ImageRecord { name, aliases, target, platform, pinned: self.pin, blobs, source };
+        self.blobs.listener.on(&Event::ImageFetched { image: &record.name, digest: &record.target.digest });
+        let baked = Baked { record, stack: stack.filter(|_| policy != Policy::Fetch) };
+        if policy == Policy::UnpackDiscard {
+            // Without its snapshots it is nothing that a bootstrap of its own could use.
+            return Ok(baked);
+        }
         let (store, catalog, namespace) =
             (self.blobs.store.clone(), self.blobs.catalog.clone(), self.blobs.namespace.clone());
         blocking(move || {
             let mut verified = Vec::new();
-            for blob in &record.blobs {
+            for blob in &baked.record.blobs {
                 if let Some(stat) = store.stat(&blob.descriptor.digest)? {
                     verified.push((blob.descriptor.digest.clone(), stat));
                 }
             }
-            catalog.record(&namespace, std::slice::from_ref(&record), &verified)?;
-            Ok(record)
+            catalog.record(&namespace, std::slice::from_ref(&baked.record), &verified)?;
+            Ok(baked)
         })
         .await
     }
 
-    /// The image's blobs: documents from the target down, then the config and the layers. Also which of them the config is.
-    async fn resolve(&self, reference: &Reference) -> Result<(Vec<ImageBlob>, Digest)> {
+    /// Walks from the target down to the platform's manifest.
+    async fn documents(&self, reference: &Reference) -> Result<Resolved> {
         let (declared, raw) = self.blobs.target(reference).await?;
         let (document, media_type) = parse(&declared.digest, &raw.bytes, &declared.media_type)?;
         let target = Descriptor::new(media_type, declared.digest, declared.size);
         self.blobs.keep(&target, raw.bytes.clone()).await?;
         drop(raw);
-        let mut search = Search { reference, path: Vec::new(), seen: HashSet::new(), has: BTreeSet::new() };
+        let mut search =
+            Search { reference, path: Vec::new(), seen: HashSet::new(), has: BTreeSet::new(), config: None };
         search.seen.insert(target.digest.clone());
         let Some(manifest) = self.descend(&mut search, target, document, None, 0).await? else {
             let has = search.has.into_iter().collect::<Vec<_>>().join(", ");
             return Err(Error::NoPlatform { wanted: self.platform.clone(), has });
+        };
+        let stack = match &search.config {
+            Some(config) => self.unpacks.then(|| Stack::new(&manifest, config)).transpose()?.flatten().map(Arc::new),
+            None => None,
         };
         let config = manifest.config.digest.clone();
         let mut blobs: Vec<ImageBlob> = Vec::new();
@@ -139,7 +216,7 @@ impl Fetcher {
                 blobs.push(blob);
             }
         }
-        Ok((blobs, config))
+        Ok(Resolved { reference: reference.clone(), blobs, config, stack, policy: Policy::Fetch })
     }
 
     /// Walks from a document down to the platform's manifest, whose config fits; `None` when there is none. `said` is what
@@ -194,7 +271,9 @@ impl Fetcher {
         let raw = self.blobs.small(search.reference, &manifest.config, Small::Blob).await?;
         let config = Config::parse(&raw.bytes).map_err(|source| unusable(&manifest.config.digest, source))?;
         let fits = fits(&config, said, &self.platform)?;
-        if !fits {
+        if fits {
+            search.config = Some(config);
+        } else {
             search.has.insert(config.platform.to_string());
         }
         Ok(fits)
@@ -210,6 +289,8 @@ struct Search<'r> {
     seen: HashSet<Digest>,
     /// Platforms that were met.
     has: BTreeSet<String>,
+    /// The manifest's config, when it is that of an image.
+    config: Option<Config>,
 }
 
 fn leaf(descriptor: Descriptor) -> ImageBlob {

@@ -5,8 +5,12 @@
 
 mod blobs;
 mod event;
+mod existing;
 mod fetch;
+mod policy;
+mod record;
 mod resolve;
+mod unpack;
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -16,17 +20,22 @@ use std::time::{Duration, Instant};
 
 use blobs::Blobs;
 pub use event::{Event, Listener};
+pub use existing::{UnpackRequest, unpack};
+use fetch::{Fetcher, Resolved, Results};
+use policy::Keepers;
+pub use policy::{DEFAULT_MAX_UNPACKED, Needs, Policy, Unpacking};
+use record::{Baked, Snapshots, record};
+use unpack::Unpacker;
 
 use crate::bolt::Lock;
 use crate::bootstrap::offline;
-use crate::catalog::{self, Catalog, ImageRecord};
+use crate::catalog::{self, Catalog};
 use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
-use crate::parallel;
-use crate::registry;
 use crate::root::{Root, RootError};
+use crate::{layer, registry, snapshot};
 
 /// Blobs under way at a time, unless asked otherwise.
 pub const DEFAULT_CONCURRENCY: u8 = 6;
@@ -91,10 +100,57 @@ pub enum Error {
     /// More documents than prebake looks into in search of a manifest.
     #[error("its indexes lead to too many documents")]
     TooManyDocuments,
+    /// A layer cannot be unpacked.
+    #[error("unpacking layer {digest} failed")]
+    Layer {
+        /// Its blob.
+        digest: Digest,
+        /// Why.
+        source: layer::Error,
+    },
+    /// The config and the manifest do not fit each other.
+    #[error("the manifest has {layers} layers and the config {diff_ids} diffIDs; containerd would not unpack it")]
+    LayerCount {
+        /// Layers of the manifest.
+        layers: usize,
+        /// diffIDs of the config.
+        diff_ids: usize,
+    },
+    /// Somebody needs the layers that were to be discarded.
+    #[error("its layers cannot be discarded: {why}; unpack it without --discard-layers")]
+    Discard {
+        /// Who.
+        why: String,
+    },
+    /// Snapshots cannot be made.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// The file system has too little space for all of it.
+    #[error(
+        "about {} MiB are needed, {} of them for blobs, and {} MiB are free; free some, or try with --ignore-space",
+        (needs.store + needs.snapshots) >> 20, needs.store >> 20, free >> 20
+    )]
+    NoSpace {
+        /// What is needed.
+        needs: Needs,
+        /// What is free, in bytes.
+        free: u64,
+    },
+    /// An image that was to be unpacked is not in the root.
+    #[error("the root has no image {0:?}; `prebake images` lists those it has")]
+    NoImage(String),
+    /// A blob that is needed is not in the root.
+    #[error("blob {0} is not in the content store; fetch the image again")]
+    Absent(Digest),
+    /// The image's documents are not all in the root.
+    #[error(transparent)]
+    Walk(#[from] content::WalkError),
     /// A thread of prebake's own was lost.
     #[error("an internal task failed")]
     Task,
 }
+
+type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What is to be baked, and how.
 pub struct Request {
@@ -114,6 +170,8 @@ pub struct Request {
     pub registry: registry::Options,
     /// Whether containerd gets to know of them, or only the catalog.
     pub bootstrap: bool,
+    /// Whether layers are unpacked, of those that containerd gets to know of.
+    pub unpack: Option<Unpacking>,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
 }
@@ -153,6 +211,10 @@ impl Failure {
     fn new(error: &Error) -> Self {
         Self { kind: error.into(), message: chain(error) }
     }
+
+    fn stopped() -> Self {
+        Self { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() }
+    }
 }
 
 /// Counts of blobs and bytes; a blob counts once, however many images share it.
@@ -172,48 +234,121 @@ pub struct Totals {
 ///
 /// # Errors
 /// [`Error`] when nothing could be begun, or the metadata could not be written.
-pub async fn run(
-    request: Request,
-    listener: Arc<dyn Listener>,
-    cancel: impl Future<Output = ()>,
-) -> Result<Report, Error> {
+pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Report> {
     metadata::check_namespace(&request.namespace)?;
     let started = Instant::now();
     tokio::pin!(cancel);
-    let stopped = || Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() };
     // Held to the end: no containerd starts on the root meanwhile.
-    let Some(mut meta) = lock(&request, &listener, cancel.as_mut()).await? else {
-        let outcome = |r: &Reference| Outcome { name: r.to_string(), failure: Some(stopped()) };
+    let locked = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await?;
+    let Some(mut meta) = locked else {
+        let outcome = |r: &Reference| Outcome { name: r.to_string(), failure: Some(Failure::stopped()) };
         let images = request.references.iter().map(outcome).collect();
         return Ok(Report { images, totals: Totals::default(), elapsed: started.elapsed(), cancelled: true });
     };
     let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
     let store = Store::create(&request.root)?;
+    let mut snapshots = match &request.unpack {
+        Some(_) => Some(Snapshots::open(&request.root, &request.namespace, &mut meta)?),
+        None => None,
+    };
     let mut seen = HashSet::new();
     let references: Vec<Reference> =
         request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
+    let name = |i: usize| references[i].to_string();
 
-    let fetcher = fetch::Fetcher::new(&request, Blobs::new(&request, store.clone(), catalog, listener.clone())?);
-    let (results, cancelled) = fetcher.all(&references, cancel).await?;
+    let fetcher = Fetcher::new(&request, Blobs::new(&request, store.clone(), catalog, listener.clone())?);
+    let mut resolved: Results<Resolved> = references.iter().map(|_| None).collect();
+    let resolve = |reference| fetcher.resolve(reference);
+    let mut cancelled = fetcher.each(references.iter(), name, resolve, cancel.as_mut(), &mut resolved).await;
 
-    let fetched =
-        references.iter().zip(results).map(|(r, result)| (r.to_string(), result.unwrap_or_else(|| Err(stopped()))));
+    if let (Some(unpacking), Some(snapshots)) = (&request.unpack, &snapshots) {
+        plan(&request, unpacking, snapshots, &store, &mut meta, &mut resolved)?;
+    }
+    let unpacker = snapshots.as_ref().zip(request.unpack.as_ref()).map(|(snapshots, unpacking)| {
+        Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), unpacking.max_unpacked))
+    });
+    let mut results: Results<Baked> = references.iter().map(|_| None).collect();
+    let mut ready = Vec::new();
+    for (i, image) in resolved.into_iter().enumerate() {
+        match image {
+            Some(Ok(image)) => ready.push((i, image)),
+            Some(Err(failure)) => results[i] = Some(Err(failure)),
+            None => {}
+        }
+    }
+    if !cancelled {
+        let places: Vec<usize> = ready.iter().map(|(i, _)| *i).collect();
+        let complete = |(_, image): (usize, Resolved)| {
+            let present = image.stack.iter().zip(&snapshots).map(|(stack, all)| all.present(stack)).next();
+            fetcher.complete(image, unpacker.as_ref().zip(present))
+        };
+        let mut done: Results<Baked> = ready.iter().map(|_| None).collect();
+        cancelled = fetcher.each(ready.into_iter(), |i| name(places[i]), complete, cancel.as_mut(), &mut done).await;
+        places.into_iter().zip(done).for_each(|(i, result)| results[i] = result);
+    }
+    if let Some(unpacker) = &unpacker {
+        unpacker.settled().await;
+    }
+    fetcher.settled().await?;
+
+    let baked = references
+        .iter()
+        .zip(results)
+        .map(|(r, result)| (r.to_string(), result.unwrap_or_else(|| Err(Failure::stopped()))))
+        .collect();
     let images = if request.bootstrap && !cancelled {
-        request.root.sync()?;
-        record(&store, &mut meta, &request.namespace, fetched, &*listener)?
+        let unpacked = snapshots.as_mut().zip(unpacker.as_deref());
+        record(&request.root, &store, &mut meta, &request.namespace, baked, unpacked, &*listener)?
     } else {
-        fetched.map(|(name, result)| Outcome { name, failure: result.err() }).collect()
+        baked.into_iter().map(|(name, result)| Outcome { name, failure: result.err() }).collect()
     };
     Ok(Report { images, totals: fetcher.totals(), elapsed: started.elapsed(), cancelled })
 }
 
+/// Gives each image its policy, and sees whether there is room for all of them.
+fn plan(
+    request: &Request,
+    unpacking: &Unpacking,
+    snapshots: &Snapshots,
+    store: &Store,
+    meta: &mut MetaDb,
+    images: &mut Results<Resolved>,
+) -> Result<()> {
+    let mut keepers = if unpacking.discard { Keepers::of_root(meta)? } else { Keepers::default() };
+    for (reference, image) in request.references.iter().zip(images.iter()) {
+        if let Some(Ok(image)) = image
+            && unpacking.policy(image) != Policy::UnpackDiscard
+        {
+            keepers.add(&reference.to_string(), image);
+        }
+    }
+    for image in images.iter_mut() {
+        if let Some(Ok(resolved)) = image
+            && let Err(error) = unpacking.apply(resolved, &keepers)
+        {
+            *image = Some(Err(Failure::new(&error)));
+        }
+    }
+    let resolved = || images.iter().flatten().flatten();
+    let present: HashSet<Digest> =
+        resolved().flat_map(|image| &image.stack).flat_map(|stack| snapshots.present_chains(stack)).collect();
+    let has_blob = |digest: &Digest| store.stat(digest).is_ok_and(|stat| stat.is_some());
+    let needs = Needs::of(resolved(), has_blob, |chain| present.contains(chain));
+    let free = request.root.free_space()?;
+    if !unpacking.ignore_space && needs.store + needs.snapshots > free {
+        return Err(Error::NoSpace { needs, free });
+    }
+    Ok(())
+}
+
 /// Locks the root; `None` when `cancel` came first.
 async fn lock(
-    request: &Request,
+    root: &Root,
+    timeout: Duration,
     listener: &Arc<dyn Listener>,
     cancel: impl Future<Output = ()>,
 ) -> Result<Option<MetaDb>, Error> {
-    let (root, timeout, listener) = (request.root.clone(), request.lock_timeout, listener.clone());
+    let (root, listener) = (root.clone(), listener.clone());
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let lock = tokio::task::spawn_blocking(move || {
@@ -246,33 +381,6 @@ pub fn bootstrap(
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;
-    record(&store, &mut meta, namespace, records.into_iter().map(|record| (record.name.clone(), Ok(record))), listener)
-}
-
-/// Gives the images that are whole their records, all in one commit.
-fn record(
-    store: &Store,
-    meta: &mut MetaDb,
-    namespace: &str,
-    images: impl Iterator<Item = (String, Result<ImageRecord, Failure>)>,
-    listener: &dyn Listener,
-) -> Result<Vec<Outcome>, Error> {
-    let mut ready = Vec::new();
-    let mut outcomes = Vec::new();
-    let images = parallel::map(images.collect(), |(name, image): (String, Result<ImageRecord, Failure>)| {
-        (name, image.and_then(|image| offline::ready(store, image).map_err(|error| Failure::new(&error.into()))))
-    });
-    for (name, image) in images {
-        let failure = match image {
-            Ok(image) => {
-                ready.push(image);
-                None
-            }
-            Err(failure) => Some(failure),
-        };
-        outcomes.push(Outcome { name, failure });
-    }
-    let changed = offline::bootstrap(meta, namespace, &ready)?;
-    listener.on(&Event::Bootstrapped { namespace, images: ready.len(), changed });
-    Ok(outcomes)
+    let fetched = records.into_iter().map(|record| (record.name.clone(), Ok(Baked { record, stack: None }))).collect();
+    record(root, &store, &mut meta, namespace, fetched, None, listener)
 }

@@ -62,14 +62,14 @@ impl FileStorage {
         Self::lock(file, lock)
     }
 
-    /// Makes a new, empty file (mode 0644 less the umask), locked for writing.
+    /// Makes a new, empty file, locked for writing; `mode` is what the umask leaves of it.
     ///
     /// # Errors
     /// As [`FileStorage::open`]; also when the file exists.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(Error::io("creating"))?;
-        Self::lock(file, Lock::Exclusive)
+    pub fn create(path: &Path, mode: u32) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(mode);
+        Self::lock(options.open(path).map_err(Error::io("creating"))?, Lock::Exclusive)
     }
 
     /// The file by its descriptor: still this file when its name leads elsewhere.

@@ -1,13 +1,16 @@
 //! Bootstrap without a containerd: records straight into `meta.db`, as a CRI pull leaves them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::Utc;
 
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::content::{self, Store};
-use crate::metadata::{self, Blob, Image, K8S_NAMESPACE, Labels, MetaDb, labels, put_blob, put_image};
+use crate::metadata::{
+    self, Blob, Image, K8S_NAMESPACE, Labels, MetaDb, Snapshot, labels, put_blob, put_image, put_snapshot,
+};
 use crate::oci::Digest;
+use crate::snapshot::OVERLAYFS;
 
 /// Why an image did not get its records.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,37 @@ pub enum Error {
 
 /// An image whose blobs were all seen in the store: only [`ready`] makes one.
 #[derive(Debug)]
-pub struct Ready(ImageRecord);
+pub struct Ready {
+    image: ImageRecord,
+    /// Its snapshots, when it has some.
+    pub unpacked: Option<Unpacked>,
+}
+
+/// An image's layers in snapshots, the lowest first. The snapshotter has them already.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// The image's config, whose record keeps them.
+    pub config: Digest,
+    /// Each layer.
+    pub layers: Vec<UnpackedLayer>,
+}
+
+/// A layer in its snapshot.
+#[derive(Debug)]
+pub struct UnpackedLayer {
+    /// Its blob.
+    pub blob: Digest,
+    /// The digest of its archive.
+    pub diff_id: Digest,
+    /// The snapshot's key.
+    pub chain: Digest,
+    /// The snapshot's name in the snapshotter.
+    pub name: String,
+    /// The number in that name.
+    pub number: u64,
+    /// The snapshot's labels.
+    pub labels: Labels,
+}
 
 /// Makes sure that every blob of the image is in the store with its size.
 ///
@@ -44,7 +77,7 @@ pub fn ready(store: &Store, image: ImageRecord) -> Result<Ready, Error> {
             return Err(Error::MissingBlob { image: image.name.clone(), digest: blob.descriptor.digest.clone() });
         }
     }
-    Ok(Ready(image))
+    Ok(Ready { image, unpacked: None })
 }
 
 /// Writes the records of images into a namespace, all in one commit; `false` when they were all there.
@@ -56,27 +89,51 @@ pub fn bootstrap(meta: &mut MetaDb, namespace: &str, images: &[Ready]) -> Result
         return Ok(false);
     }
     let now = Utc::now();
+    let mut by_unpacking: HashMap<&Digest, Vec<(String, String)>> = HashMap::new();
+    for Unpacked { config, layers } in images.iter().flat_map(|ready| &ready.unpacked) {
+        for layer in layers {
+            by_unpacking.entry(&layer.blob).or_default().push((labels::UNCOMPRESSED.into(), layer.diff_id.to_string()));
+        }
+        let keeps = format!("{}{OVERLAYFS}", labels::GC_REF_SNAPSHOT);
+        let top = layers.last().map(|layer| layer.chain.to_string());
+        by_unpacking.entry(config).or_default().extend(top.map(|top| (keeps, top)));
+    }
     let changed = meta.write(|tx| {
         // In the order of their keys: records then go to the end of what is loaded.
         let mut blobs: Vec<(&ImageBlob, &ImageRecord)> =
-            images.iter().flat_map(|Ready(image)| image.blobs.iter().map(move |blob| (blob, image))).collect();
+            images.iter().flat_map(|Ready { image, .. }| image.blobs.iter().map(move |blob| (blob, image))).collect();
         blobs.sort_by(|(a, _), (b, _)| a.descriptor.digest.cmp(&b.descriptor.digest));
         for (blob, image) in blobs {
-            let labels: Labels = blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
+            let digest = &blob.descriptor.digest;
+            let mut labels: Labels =
+                blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
+            labels.extend(by_unpacking.get(digest).into_iter().flatten().cloned());
             let record = Blob {
-                digest: &blob.descriptor.digest,
+                digest,
                 size: blob.descriptor.size,
                 labels: &labels,
-                source: (&image.source.0, &image.source.1),
+                source: image.source.as_ref().map(|(host, repository)| (host.as_str(), repository.as_str())),
             };
             put_blob(tx, namespace, &record, now)?;
         }
         // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
-        let by_name: BTreeMap<&str, &ImageRecord> =
-            images.iter().flat_map(|Ready(image)| names(namespace, image).map(move |name| (name, image))).collect();
+        let by_name: BTreeMap<&str, &ImageRecord> = images
+            .iter()
+            .flat_map(|Ready { image, .. }| names(namespace, image).map(move |name| (name, image)))
+            .collect();
         for (name, image) in by_name {
             let labels = image_labels(namespace, image.pinned);
             put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;
+        }
+        for Unpacked { layers, .. } in images.iter().flat_map(|ready| &ready.unpacked) {
+            let mut parent = String::new();
+            for UnpackedLayer { chain, name, number, labels, .. } in layers {
+                let key = chain.to_string();
+                let (namespace, snapshotter) = (namespace.to_owned(), OVERLAYFS.to_owned());
+                let snapshot = Snapshot { namespace, snapshotter, key: key.clone(), parent, name: name.clone() };
+                put_snapshot(tx, &snapshot, *number, labels, now)?;
+                parent = key;
+            }
         }
         Ok(())
     })?;

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::walk::{Walk, walk};
 use super::{Result, snapshots};
 use crate::bolt::{Lock, Problem};
 use crate::content::{self, Entry, Stat, Store};
+use crate::content::{Walk, walk};
 use crate::metadata::{self, BlobRow, ImageRow, Labels, MetaDb, Snapshot, Wait, labels};
 use crate::oci::{Descriptor, Digest, media_type};
 use crate::parallel;

@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 
 use super::Result;
-use super::walk::walk;
 use crate::bolt::Lock;
 use crate::content::Store;
+use crate::content::walk;
 use crate::metadata::{self, MetaDb, Wait, labels};
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;

@@ -3,7 +3,6 @@
 mod check;
 mod list;
 mod snapshots;
-mod walk;
 
 pub use check::{CheckReport, Finding, Severity, check};
 pub use list::{ListedImage, images};

@@ -1,13 +1,16 @@
-//! `prebake bake` and `prebake fetch`.
+//! `prebake bake`, `prebake fetch` and `prebake unpack`.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, Report, Request, run};
+use prebake::bake::{
+    DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, UnpackRequest, Unpacking, run, unpack,
+};
 use prebake::metadata::{K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::{Credentials, Options};
+use prebake::snapshot::OVERLAYFS;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,13 +22,63 @@ Examples:
   prebake bake --root ./chroot registry.k8s.io/pause:3.10 docker.io/library/nginx:1.27
   prebake bake --root ./chroot --file images.txt --platform linux/arm64 --pin
   cat images.txt | prebake bake --root ./chroot --file -
-Credentials are those of Docker's config.json ($DOCKER_CONFIG, or ~/.docker).";
+  prebake bake --root ./chroot --unpack-under 150MiB --file images.txt
+  prebake bake --root ./chroot --unpack --discard-layers docker.io/library/nginx:1.27
+Credentials are those of Docker's config.json ($DOCKER_CONFIG, or ~/.docker).
+In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
+
+const UNPACK_EXAMPLES: &str = "\
+Examples:
+  prebake unpack --root ./chroot                                every image that is in the root
+  prebake unpack --root ./chroot registry.k8s.io/pause:3.10     only this one";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BakeArgs {
     #[command(flatten)]
     pub(super) fetch: FetchArgs,
+    /// Unpack the images into overlayfs snapshots, so that containers start at once
+    #[arg(long)]
+    unpack: bool,
+    /// Unpack only images smaller than this (compressed); larger ones are unpacked by containerd at first use
+    #[arg(long, value_name = "SIZE", value_parser = output::parse_bytes)]
+    unpack_under: Option<u64>,
+    /// Do not keep the compressed layers of images that are unpacked; such an image cannot be pushed, exported, or used by
+    /// another snapshotter
+    #[arg(long)]
+    discard_layers: bool,
+    /// Snapshotters that containers on this root will use; layers that another one than overlayfs needs are not discarded
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = OVERLAYFS)]
+    snapshotters: Vec<String>,
+    /// Begin even when the disk has too little space by what is known before
+    #[arg(long)]
+    ignore_space: bool,
+    #[command(flatten)]
+    limit: LimitArgs,
+}
+
+#[derive(Args)]
+struct LimitArgs {
+    /// Refuse layers that unpack to more than this
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MAX_UNPACKED, value_parser = output::parse_bytes, hide_default_value = true)]
+    max_unpacked: u64,
+}
+
+#[derive(Args)]
+#[command(after_help = UNPACK_EXAMPLES)]
+pub(super) struct UnpackArgs {
+    #[command(flatten)]
+    root: RootArgs,
+    /// Images that were fetched before; all of them without any
+    #[arg(value_name = "REF")]
+    references: Vec<String>,
+    /// containerd's namespace
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = namespace)]
+    namespace: String,
+    #[command(flatten)]
+    limit: LimitArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
 }
 
 #[derive(Args)]
@@ -39,7 +92,7 @@ pub(super) struct FetchArgs {
     #[arg(long, value_name = "FILE")]
     file: Vec<PathBuf>,
     /// containerd's namespace
-    #[arg(long, default_value = K8S_NAMESPACE, value_parser = namespace)]
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = namespace)]
     namespace: String,
     /// OS/ARCH[/VARIANT] the root is for [default: linux/ and this machine's architecture]
     #[arg(long, value_name = "PLATFORM")]
@@ -62,14 +115,65 @@ pub(super) fn namespace(text: &str) -> Result<String, prebake::metadata::Error> 
 }
 
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    execute(args.fetch, true)
+    let unpack = unpacking(&args)?;
+    execute(args.fetch, true, unpack)
+}
+
+/// Whether to unpack, and how.
+fn unpacking(args: &BakeArgs) -> Result<Option<Unpacking>, Failed> {
+    // As the image-fetcher of AKS has it: exactly this value.
+    let fetch_only = std::env::var_os("IMAGE_FETCH_ONLY").is_some_and(|value| value == "true");
+    let asked = args.unpack || args.unpack_under.is_some();
+    if args.discard_layers && (fetch_only || !asked) {
+        let why =
+            if fetch_only { "IMAGE_FETCH_ONLY=true is set" } else { "neither --unpack nor --unpack-under is given" };
+        return Err(Failed::usage(format!("--discard-layers would leave images that cannot start: {why}")));
+    }
+    if asked && !args.snapshotters.iter().any(|name| name == OVERLAYFS) {
+        return Err(Failed::usage("prebake unpacks for overlayfs, which --snapshotters does not name"));
+    }
+    Ok((asked && !fetch_only).then(|| Unpacking {
+        under: args.unpack_under,
+        discard: args.discard_layers,
+        snapshotters: args.snapshotters.clone(),
+        max_unpacked: args.limit.max_unpacked,
+        ignore_space: args.ignore_space,
+    }))
 }
 
 pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
-    execute(args, false)
+    execute(args, false, None)
 }
 
-fn execute(args: FetchArgs, bootstrap: bool) -> Result<u8, Failed> {
+pub(super) fn unpack_existing(args: UnpackArgs) -> Result<u8, Failed> {
+    let output = args.output;
+    let request = UnpackRequest {
+        root: args.root.existing()?,
+        names: args
+            .references
+            .iter()
+            .map(|text| {
+                text.parse().map(|reference: Reference| reference.to_string()).map_err(|e| Failed::usage(e.to_string()))
+            })
+            .collect::<Result<_, _>>()?,
+        namespace: args.namespace,
+        max_unpacked: args.limit.max_unpacked,
+        lock_timeout: args.root.lock_timeout(),
+    };
+    let (report, signal) = interruptible(async |cancel| unpack(request, progress::listener(output), cancel).await)?;
+    if !output.json && !output.quiet && report.images.is_empty() {
+        output::say("the root has no images");
+        return Ok(0);
+    }
+    Ok(end(&report, signal, output))
+}
+
+fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8 {
+    summarise(report, output);
+    signal.map_or_else(|| exit_code_of(&report.images), |signal| 128 + signal)
+}
+
+fn execute(args: FetchArgs, bootstrap: bool, unpack: Option<Unpacking>) -> Result<u8, Failed> {
     let output = args.output;
     let request = Request {
         references: references(&args.references, &args.file)?,
@@ -84,17 +188,22 @@ fn execute(args: FetchArgs, bootstrap: bool) -> Result<u8, Failed> {
             credentials: Credentials::from_docker_config().map_err(Failed::new)?,
         },
         bootstrap,
+        unpack,
     };
     let (report, signal) = go(request, output)?;
-    summarise(&report, output);
-    Ok(match signal {
-        Some(signal) => 128 + signal,
-        None => exit_code_of(&report.images),
-    })
+    Ok(end(&report, signal, output))
 }
 
 /// Runs a bake; with the signal that stopped it, if one did.
 pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option<u8>), Failed> {
+    interruptible(async |cancel| run(request, progress::listener(output), cancel).await)
+}
+
+/// What a signal asks for.
+type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs something that a signal stops; with the signal that did, if one did.
+fn interruptible(work: impl AsyncFnOnce(Cancel) -> Result<Report, Error>) -> Result<(Report, Option<u8>), Failed> {
     prebake::install_tls();
     let io = |error: std::io::Error| Failed::usage(format!("starting failed: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
@@ -115,13 +224,13 @@ pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option
             // Whoever asks twice does not want to wait for a disk.
             std::process::exit(i32::from(128 + next().await));
         });
-        let cancel = async {
+        let cancel = Box::pin(async {
             // Without signals, nothing ever comes.
             if cancelled.await.is_err() {
                 std::future::pending::<()>().await;
             }
-        };
-        let report = run(request, progress::listener(output), cancel).await.map_err(Failed::new)?;
+        });
+        let report = work(cancel).await.map_err(Failed::new)?;
         let signal = stopped.try_recv().ok().filter(|_| report.cancelled);
         Ok((report, signal))
     })

@@ -19,7 +19,7 @@ pub(super) struct BootstrapArgs {
     #[command(flatten)]
     root: RootArgs,
     /// containerd's namespace
-    #[arg(long, default_value = K8S_NAMESPACE, value_parser = bake::namespace)]
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = bake::namespace)]
     namespace: String,
     #[command(flatten)]
     pub(super) output: OutputArgs,

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, Request};
+use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Request, Unpacking};
 use prebake::fixture::{Content, DEMO, Server, Spec};
 use prebake::kind::Kind;
 use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::Options;
 use prebake::root::CONTAINERD_ROOT;
+use prebake::snapshot::OVERLAYFS;
 
 use super::output::{self, OutputArgs};
 use super::{Failed, RootArgs, bake, check, exit_code_of};
@@ -54,6 +55,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         containerd_root: CONTAINERD_ROOT.into(),
         lock_timeout: DEFAULT_LOCK_TIMEOUT.as_secs(),
     };
+    // As root, and where the file system can do it.
+    let unpacks = prebake::snapshot::check(&root.root()).is_ok();
     let request = Request {
         root: root.root(),
         lock_timeout: root.lock_timeout(),
@@ -64,6 +67,13 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         concurrency: DEFAULT_CONCURRENCY.into(),
         registry: Options::default(),
         bootstrap: true,
+        unpack: unpacks.then(|| Unpacking {
+            under: None,
+            discard: false,
+            snapshotters: vec![OVERLAYFS.to_owned()],
+            max_unpacked: DEFAULT_MAX_UNPACKED,
+            ignore_space: false,
+        }),
     };
     let (report, signal) = bake::go(request, output)?;
     bake::summarise(&report, output);

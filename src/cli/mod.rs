@@ -46,6 +46,8 @@ enum Command {
     Bake(bake::BakeArgs),
     /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
     Fetch(bake::FetchArgs),
+    /// Unpack images that are in a root already, and make them known to containerd
+    Unpack(bake::UnpackArgs),
     /// Write containerd's metadata for everything that was fetched into a root
     Bootstrap(bootstrap::BootstrapArgs),
     /// List what containerd will list
@@ -126,6 +128,7 @@ pub(crate) fn main() -> ExitCode {
     let json = match &cli.command {
         Command::Bake(args) => args.fetch.output.json,
         Command::Fetch(args) => args.output.json,
+        Command::Unpack(args) => args.output.json,
         Command::Bootstrap(args) => args.output.json,
         Command::Images(args) => args.json,
         Command::Check(args) => args.output.json,
@@ -135,6 +138,7 @@ pub(crate) fn main() -> ExitCode {
     let code = match cli.command {
         Command::Bake(args) => bake::bake(args),
         Command::Fetch(args) => bake::fetch(args),
+        Command::Unpack(args) => bake::unpack_existing(args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Images(args) => images::run(&args),
         Command::Check(args) => check::run(&args),

@@ -133,6 +133,14 @@ impl Ingest {
         self.data.write_all(bytes).map_err(|e| Error::io("writing", &self.files.0.join("data"))(e))
     }
 
+    /// The file that is written to, to be read meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn file(&self) -> Result<File> {
+        self.data.try_clone().map_err(|e| Error::io("opening", &self.files.0.join("data"))(e))
+    }
+
     /// Ends the write.
     ///
     /// # Errors

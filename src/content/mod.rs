@@ -9,14 +9,18 @@
 //!
 //! An [`Ingest`] takes bytes, becomes a [`VerifiedBlob`] when size and digest are right, and only that can be committed.
 
+mod growing;
 mod ingest;
+mod walk;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use growing::{Growing, GrowingReader, Writer};
 pub use ingest::{Ingest, Started, VerifiedBlob};
+pub use walk::{Walk, WalkError, walk};
 
 use crate::oci::{Algorithm, Digest, Hasher};
 use crate::root::{Root, RootError};
@@ -178,6 +182,15 @@ impl Store {
             got if got == *digest => Ok(bytes),
             got => Err(Error::WrongDigest { expected: digest.clone(), got }),
         }
+    }
+
+    /// Opens a blob to be read; nothing is verified.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.existing(digest)?;
+        File::open(&path).map_err(Error::io("opening", &path))
     }
 
     /// Hashes the file of a blob.

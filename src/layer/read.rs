@@ -9,7 +9,7 @@
 //!   GNU.sparse.*  records of PAX sparse 0.0, 0.1 (map in the records) and 1.0 (map in front of the data)
 //! ```
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tar::{GnuSparseHeader, Header};
 
@@ -19,6 +19,8 @@ const MAX_SPECIAL: i64 = 1 << 20;
 /// Most fragments of a sparse file; each costs its archive some bytes, and a reader some more.
 const MAX_FRAGMENTS: usize = 1 << 20;
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// What a hole of a sparse file reads as.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 const SPARSE: &str = "GNU.sparse.";
 
 /// Why an archive cannot be read.
@@ -114,13 +116,15 @@ pub struct Reader<R> {
     /// The fragments of a sparse file that are still to come; `None`: it is all there.
     fragments: Option<std::vec::IntoIter<Fragment>>,
     fragment: Fragment,
+    /// Whether the last chunk was of a hole.
+    in_hole: bool,
 }
 
-impl<R: Read> Reader<R> {
-    /// Reads from `inner`, in small pieces: it should be buffered. Behind the archive there may be more.
+impl<R: BufRead> Reader<R> {
+    /// Reads from `inner`. Behind the archive there may be more.
     pub fn new(inner: R) -> Self {
         let fragment = Fragment { offset: 0, len: 0 };
-        Self { inner, left: 0, pad: 0, at: 0, size: 0, fragments: None, fragment }
+        Self { inner, left: 0, pad: 0, at: 0, size: 0, fragments: None, fragment, in_hole: false }
     }
 
     /// The next entry; `None` behind the last.
@@ -164,65 +168,69 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Some of the current entry's contents; 0 at their end.
+    /// The next piece of the current entry's contents, as it lies in the buffer of what is read from; empty at their end.
+    /// The same again until [`Reader::advance`] passes over it.
     ///
     /// # Errors
-    /// [`TarError::Io`] also when the archive ends before they do.
-    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+    /// [`TarError`]; also when the archive ends before they do.
+    pub fn chunk(&mut self) -> Result<&[u8]> {
         let until = |end: i64, at: i64| usize::try_from(end - at).unwrap_or(usize::MAX);
-        let Some(fragments) = &mut self.fragments else {
-            let n = buf.len().min(until(self.size, self.at));
-            return self.read_data(&mut buf[..n]);
-        };
-        while self.at >= self.fragment.offset + self.fragment.len {
-            match fragments.next() {
-                Some(next) => self.fragment = next,
-                // Nothing but a hole behind the last one.
-                None => self.fragment = Fragment { offset: self.size, len: i64::MAX - self.size },
+        let mut len = until(self.size, self.at);
+        self.in_hole = false;
+        if let Some(fragments) = &mut self.fragments {
+            while self.at >= self.fragment.offset + self.fragment.len {
+                match fragments.next() {
+                    Some(next) => self.fragment = next,
+                    // Nothing but a hole behind the last one.
+                    None => self.fragment = Fragment { offset: self.size, len: i64::MAX - self.size },
+                }
             }
+            if len == 0 && self.left > 0 {
+                return Err(TarError::Bad("a sparse file with more data than its map"));
+            }
+            if self.at < self.fragment.offset {
+                self.in_hole = true;
+                return Ok(&ZEROS[..len.min(until(self.fragment.offset, self.at)).min(ZEROS.len())]);
+            }
+            len = len.min(until(self.fragment.offset + self.fragment.len, self.at));
         }
-        let n = buf.len().min(until(self.size, self.at));
-        if self.at == self.size && self.left > 0 {
-            return Err(TarError::Bad("a sparse file with more data than its map"));
+        if len == 0 {
+            return Ok(&[]);
         }
-        if self.at < self.fragment.offset {
-            let n = n.min(until(self.fragment.offset, self.at));
-            buf[..n].fill(0);
-            self.at += i64::try_from(n).unwrap_or(0);
-            return Ok(n);
-        }
-        let n = n.min(until(self.fragment.offset + self.fragment.len, self.at));
-        self.read_data(&mut buf[..n])
-    }
-
-    fn read_data(&mut self, buf: &mut [u8]) -> Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        let n = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if n == 0 {
+        len = len.min(until(self.left, 0));
+        if len == 0 {
             return Err(TarError::Bad("a sparse file with less data than its map"));
         }
-        match self.inner.read(&mut buf[..n])? {
-            0 => Err(TarError::Bad("it ends in the middle of a file")),
-            n => {
-                let read = i64::try_from(n).unwrap_or(0);
-                self.at += read;
-                self.left -= read;
-                Ok(n)
-            }
+        match self.inner.fill_buf()? {
+            [] => Err(TarError::Bad("it ends in the middle of a file")),
+            bytes => Ok(&bytes[..len.min(bytes.len())]),
+        }
+    }
+
+    /// Passes over `n` bytes of what [`Reader::chunk`] gave.
+    pub fn advance(&mut self, n: usize) {
+        let passed = i64::try_from(n).unwrap_or(0);
+        self.at += passed;
+        if !self.in_hole {
+            self.inner.consume(n);
+            self.left -= passed;
         }
     }
 
     /// Passes over what is left of the current entry; `false` when the archive ends in its padding, which Go lets pass.
     fn skip(&mut self) -> Result<bool> {
-        let left = u64::try_from(self.left).unwrap_or(0);
-        if io::copy(&mut (&mut self.inner).take(left), &mut io::sink())? < left {
-            return Err(TarError::Bad("it ends in the middle of a file"));
+        while self.left > 0 {
+            let bytes = self.inner.fill_buf()?;
+            if bytes.is_empty() {
+                return Err(TarError::Bad("it ends in the middle of a file"));
+            }
+            let n = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            self.inner.consume(n);
+            self.left -= i64::try_from(n).unwrap_or(0);
         }
         let mut pad = [0; BLOCK];
         let whole = read_full(&mut self.inner, &mut pad[..self.pad])? == self.pad;
-        (self.left, self.pad) = (0, 0);
+        self.pad = 0;
         Ok(whole)
     }
 
@@ -363,7 +371,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn next<R: Read>(&mut self, reader: &mut Reader<R>) -> Result<i64> {
+    fn next<R: BufRead>(&mut self, reader: &mut Reader<R>) -> Result<i64> {
         let mut line = Vec::new();
         loop {
             if self.at == self.block.len() {

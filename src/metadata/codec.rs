@@ -7,9 +7,13 @@ const UNIX_TO_GO: i64 = 62_135_596_800;
 /// `time.Time.MarshalBinary`, version 1: {version u8, seconds i64, nanoseconds u32, zone offset in minutes i16}, big endian.
 const TIME_LEN: usize = 15;
 
-/// Go `binary.PutVarint`: zigzag, then seven bits a byte.
+/// Go `binary.PutVarint`: zigzag, then as [`uvarint`].
 pub(super) fn varint(n: i64) -> Vec<u8> {
-    let mut rest = (n.cast_unsigned() << 1) ^ (n >> 63).cast_unsigned();
+    uvarint((n.cast_unsigned() << 1) ^ (n >> 63).cast_unsigned())
+}
+
+/// Go `binary.PutUvarint`: seven bits a byte.
+pub(super) fn uvarint(mut rest: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while rest >= 0x80 {
         out.push((rest & 0x7f) as u8 | 0x80);
@@ -27,6 +31,11 @@ pub(super) fn parse_varint(bytes: &[u8]) -> Option<i64> {
 
 /// A key among the `parents` of a snapshotter: ids of parent and child with a zero byte between (containerd
 /// `storage.parentKey`).
+pub(super) fn link(parent: u64, child: u64) -> Vec<u8> {
+    [uvarint(parent), vec![0], uvarint(child)].concat()
+}
+
+/// The ids in what [`link`] makes.
 pub(super) fn parse_link(key: &[u8]) -> Option<(u64, u64)> {
     // The last byte of a varint has no high bit, and only the number 0, which no id is, has a zero byte at its end.
     let end = key.iter().position(|byte| byte & 0x80 == 0)?;
@@ -97,7 +106,8 @@ mod tests {
 
     #[test]
     fn links_between_snapshots() {
-        assert_eq!(parse_link(&[1, 0, 2]), Some((1, 2)));
+        assert_eq!(link(1, 2), [1, 0, 2]);
+        assert_eq!(parse_link(&link(300, u64::MAX)), Some((300, u64::MAX)));
         assert_eq!(parse_link(&[0x80, 0x01, 0, 0xff, 0x01]), Some((128, 255)));
         for bad in [&[][..], &[1], &[1, 2], &[0x80], &[1, 0], &[1, 0, 0x80]] {
             assert_eq!(parse_link(bad), None, "{bad:?}");

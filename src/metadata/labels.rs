@@ -22,6 +22,10 @@ pub const GC_REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 pub const CRI_MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// kubelet's image collection passes the image by (containerd ≥ 1.6.22 and 1.7.3).
 pub const CRI_PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+/// A layer's diffID, on its blob (containerd `labels.LabelUncompressed`).
+pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// A snapshot's chainID (containerd `snapshots.labelSnapshotRef`).
+pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 
 /// The references from a blob to its children, as containerd names them (`images.ChildGCLabels`,
@@ -43,6 +47,11 @@ pub fn children(children: &[Descriptor]) -> Vec<(String, Digest)> {
             (format!("{GC_REF_CONTENT}.{kind}{number}"), child.digest.clone())
         })
         .collect()
+}
+
+/// Whether a label refers to a layer.
+pub(crate) fn is_layer_ref(key: &str) -> bool {
+    key.strip_prefix(GC_REF_CONTENT).is_some_and(|rest| rest.starts_with(".l."))
 }
 
 /// Key of the label that says from which repositories of a host a blob came.

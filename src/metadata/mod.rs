@@ -31,12 +31,13 @@ use lock::Waiting;
 pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
 pub use records::{
     Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
-    namespaces, put_blob, put_image, snapshots,
+    namespaces, put_blob, put_image, put_snapshot, snapshot_sequence, snapshots,
 };
 
 pub use show::{Shown, show, show_key};
 pub use snapshotter::{
-    Database as SnapshotterDatabase, Records as SnapshotterRecords, Snapshotter, Stored, snapshotters,
+    Committed, Database as SnapshotterDatabase, KIND_COMMITTED, Records as SnapshotterRecords, Snapshotter,
+    SnapshotterDb, Stored, snapshotters,
 };
 
 use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Storage, Tx};
@@ -46,8 +47,9 @@ use crate::root::{Root, RootError};
 const PLUGIN: &str = "io.containerd.metadata.v1.bolt";
 const PLUGIN_MODE: u32 = 0o711;
 const FILE: &str = "meta.db";
-/// Where a new database is built before it gets its name.
-const NEW_FILE: &str = "meta.db.prebake";
+const FILE_MODE: u32 = 0o644;
+/// What the name of a new database ends in before it is whole.
+const NEW: &str = ".prebake";
 /// The namespace of Kubernetes, in which CRI keeps three records an image.
 pub const K8S_NAMESPACE: &str = "k8s.io";
 
@@ -107,7 +109,8 @@ pub enum Error {
     },
 }
 
-type Result<T, E = Error> = std::result::Result<T, E>;
+/// What this module gives.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The database of a root. As long as this lives, no containerd and no other prebake changes the root.
 pub struct MetaDb {
@@ -149,14 +152,14 @@ impl MetaDb {
                 }
                 Some(storage) => State::Locked(storage),
                 None if lock == Lock::Shared => State::Absent,
-                None => match create(&path)? {
+                None => match create(&path, FILE_MODE, FreelistForm::Rebuilt)? {
                     Some(db) => State::Open(db),
                     None => continue,
                 },
             };
             if lock == Lock::Exclusive {
                 // What a kill left behind.
-                let _ = fs::remove_file(path.with_file_name(NEW_FILE));
+                let _ = fs::remove_file(new_name(&path));
             }
             return Ok(Self { path, state, _turn: turn });
         }
@@ -219,17 +222,17 @@ impl MetaDb {
 
 /// Makes an empty database, locked; `None` when somebody else made one meanwhile. It gets its name when it is whole: at no
 /// moment does a containerd find half a database.
-fn create(path: &Path) -> Result<Option<Db>> {
-    let new = path.with_file_name(NEW_FILE);
+fn create(path: &Path, mode: u32, form: FreelistForm) -> Result<Option<Db>> {
+    let new = new_name(path);
     let error = |source| Error::Io { path: path.to_owned(), source };
     match fs::remove_file(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e)),
         _ => {}
     }
-    let storage = FileStorage::create(&new).map_err(|e| failed(&new, e))?;
+    let storage = FileStorage::create(&new, mode).map_err(|e| failed(&new, e))?;
     // By its descriptor: whatever lies at `new` by then, it is this file that gets the name.
     let own = storage.proc_path();
-    let db = Db::create(Box::new(storage), FreelistForm::Rebuilt).map_err(|e| failed(&new, e))?;
+    let db = Db::create(Box::new(storage), form).map_err(|e| failed(&new, e))?;
     let named = rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW);
     let _ = fs::remove_file(&new);
     match named {
@@ -239,6 +242,12 @@ fn create(path: &Path) -> Result<Option<Db>> {
     }
     File::open(path.parent().unwrap_or(path)).and_then(|dir| dir.sync_all()).map_err(error)?;
     Ok(Some(db))
+}
+
+fn new_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(NEW);
+    name.into()
 }
 
 fn failed(path: &Path, source: bolt::Error) -> Error {

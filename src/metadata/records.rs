@@ -33,6 +33,7 @@ const SANDBOXES: &[u8] = b"sandboxes";
 /// Longest name of a namespace, in bytes (containerd `identifiers.maxLength`).
 const MAX_NAMESPACE: usize = 76;
 const PARENT: &[u8] = b"parent";
+const CHILDREN: &[u8] = b"children";
 
 type Path<'k> = [&'k [u8]];
 
@@ -56,8 +57,8 @@ pub struct Blob<'a> {
     pub size: u64,
     /// Labels it must have; others stay.
     pub labels: &'a Labels,
-    /// Registry host and repository it came from.
-    pub source: (&'a str, &'a str),
+    /// Registry host and repository it came from, where that is known.
+    pub source: Option<(&'a str, &'a str)>,
 }
 
 /// An image as read.
@@ -144,11 +145,12 @@ pub fn put_blob(tx: &mut Tx<'_>, namespace: &str, blob: &Blob<'_>, now: DateTime
     let size = codec::varint(i64::try_from(blob.size).unwrap_or(i64::MAX));
     let mut changed = bolt_get(tx, &path, SIZE)?.as_deref() != Some(&size);
     bolt_put(tx, &path, SIZE, &size)?;
-    let (host, repository) = blob.source;
-    let key = super::labels::distribution_source(host);
-    let source = bolt_get(tx, &[&path[..], &[LABELS]].concat(), key.as_bytes())?.map(|bytes| lossy(&bytes));
     let mut labels = blob.labels.clone();
-    labels.extend(super::labels::with_repository(&key, source.as_deref(), repository).map(|value| (key, value)));
+    if let Some((host, repository)) = blob.source {
+        let key = super::labels::distribution_source(host);
+        let source = bolt_get(tx, &[&path[..], &[LABELS]].concat(), key.as_bytes())?.map(|bytes| lossy(&bytes));
+        labels.extend(super::labels::with_repository(&key, source.as_deref(), repository).map(|value| (key, value)));
+    }
     changed |= add_labels(tx, &path, &labels)?;
     touch(tx, &path, changed, now)
 }
@@ -347,6 +349,53 @@ pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<Snapshot>>> 
         found.extend(rows);
     }
     Ok(found)
+}
+
+/// The last number given to a snapshot of a snapshotter in a namespace; 0 before the first.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn snapshot_sequence(tx: &Tx<'_>, namespace: &str, snapshotter: &str) -> Result<u64> {
+    let path = [V1, namespace.as_bytes(), SNAPSHOTS, snapshotter.as_bytes()];
+    Ok(tx.sequence(&path).map_err(bolt_error)?.unwrap_or(0))
+}
+
+/// Writes a snapshot, with `labels`, and names it among its parent's children; `number` is that in its name, and the
+/// sequence does not stay behind it. One that is there so is left alone.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn put_snapshot(
+    tx: &mut Tx<'_>,
+    snapshot: &Snapshot,
+    number: u64,
+    labels: &Labels,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let owner = [V1, snapshot.namespace.as_bytes(), SNAPSHOTS, snapshot.snapshotter.as_bytes()];
+    let path = [&owner[..], &[snapshot.key.as_bytes()]].concat();
+    let mut changed = false;
+    for (key, value) in [(NAME, &snapshot.name), (PARENT, &snapshot.parent)] {
+        // The lowest has no parent, not an empty one.
+        if !value.is_empty() && bolt_get(tx, &path, key)?.as_deref() != Some(value.as_bytes()) {
+            bolt_put(tx, &path, key, value.as_bytes())?;
+            changed = true;
+        }
+    }
+    if tx.sequence(&[&path[..], &[CHILDREN]].concat()).map_err(bolt_error)?.is_none() {
+        tx.create_bucket(&[&path[..], &[CHILDREN]].concat()).map_err(bolt_error)?;
+    }
+    if !snapshot.parent.is_empty() {
+        let siblings = [&owner[..], &[snapshot.parent.as_bytes(), CHILDREN]].concat();
+        if bolt_get(tx, &siblings, snapshot.key.as_bytes())?.is_none() {
+            bolt_put(tx, &siblings, snapshot.key.as_bytes(), b"")?;
+        }
+    }
+    if tx.sequence(&owner).map_err(bolt_error)?.unwrap_or(0) < number {
+        tx.set_sequence(&owner, number).map_err(bolt_error)?;
+    }
+    changed |= add_labels(tx, &path, labels)?;
+    touch(tx, &path, changed, now)
 }
 
 fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {

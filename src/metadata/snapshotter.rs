@@ -1,4 +1,4 @@
-//! A snapshotter's own state: `metadata.db` (containerd `core/snapshots/storage`) and the directories beside it. Read only.
+//! A snapshotter's own state: `metadata.db` (containerd `core/snapshots/storage`) and the directories beside it.
 //!
 //! ```text
 //! v1
@@ -8,16 +8,25 @@
 //! ```
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Error, Result, codec, failed};
-use crate::bolt::{self, Db, FileStorage, Lock, Report, Seen, lock_holder};
+use chrono::{DateTime, Utc};
+
+use super::{Error, Labels, Result, codec, create, failed, new_name};
+use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Report, Seen, Storage, Tx, lock_holder};
 use crate::root::{Root, RootError};
 
 const PLUGINS: &str = "io.containerd.snapshotter.v1.";
 const FILE: &str = "metadata.db";
+const FILE_MODE: u32 = 0o600;
 const DIRS: &str = "snapshots";
+const V1: &[u8] = b"v1";
+const SNAPSHOTS: &[u8] = b"snapshots";
+const PARENTS: &[u8] = b"parents";
+/// Kind of a snapshot that is done (containerd `snapshots.KindCommitted`).
+pub const KIND_COMMITTED: u8 = 3;
 
 /// A snapshot as its snapshotter knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +37,8 @@ pub struct Stored {
     pub kind: Option<u8>,
     /// Name of its parent; empty at the bottom.
     pub parent: String,
+    /// Bytes on disk, of this layer alone; only of a committed one.
+    pub size: Option<u64>,
 }
 
 /// What is in a snapshotter's `metadata.db`.
@@ -101,48 +112,153 @@ fn names(dir: &Path) -> Result<Vec<String>> {
 }
 
 fn read(path: &Path) -> Result<Option<Database>> {
-    let storage = match FileStorage::open(path, Lock::Shared) {
-        Ok(storage) => storage,
-        Err(bolt::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(bolt::Error::Locked) => {
-            let holder = lock_holder(path).map_or("another process".to_owned(), |holder| holder.process);
-            return Err(Error::Busy { path: path.to_owned(), holder });
-        }
-        Err(error) => return Err(failed(path, error)),
-    };
+    let Some(storage) = open(path, Lock::Shared)? else { return Ok(None) };
     let structure = Db::check(&storage).map_err(|e| failed(path, e))?;
     if structure.is_fatal() {
         return Ok(Some(Database { structure, records: None }));
     }
     let mut db = Db::open(Box::new(storage)).map_err(|e| failed(path, e))?;
-    let records = db.begin().and_then(|tx| {
-        tx.view(&[b"v1"], &mut |v1| {
-            let Some(v1) = v1 else { return Ok(None) };
-            let mut records = Records::default();
-            v1.bucket(b"snapshots", &mut |snapshots| {
-                let Some(snapshots) = snapshots else { return Ok(()) };
-                records.sequence = Some(snapshots.sequence());
-                snapshots.each(&mut |name, seen| {
-                    let Seen::Bucket(snapshot) = seen else { return Ok(()) };
-                    let parent = snapshot.get(b"parent")?.unwrap_or_default();
-                    let stored = Stored {
-                        id: snapshot.get(b"id")?.and_then(|id| codec::parse_uvarint(&id)),
-                        kind: snapshot.get(b"kind")?.and_then(|kind| kind.first().copied()),
-                        parent: String::from_utf8_lossy(&parent).into_owned(),
-                    };
-                    records.snapshots.insert(String::from_utf8_lossy(name).into_owned(), stored);
-                    Ok(())
-                })
-            })?;
-            v1.bucket(b"parents", &mut |parents| {
-                let Some(parents) = parents else { return Ok(()) };
-                parents.each(&mut |key, _| {
-                    records.links.extend(codec::parse_link(key));
-                    Ok(())
-                })
-            })?;
-            Ok(Some(records))
-        })
-    });
-    records.map(|records| Some(Database { structure, records })).map_err(|e| failed(path, e))
+    let records = db.begin().and_then(|tx| records(&tx)).map_err(|e| failed(path, e))?;
+    Ok(Some(Database { structure, records }))
+}
+
+/// Opens and locks a database; `None` when there is none.
+fn open(path: &Path, lock: Lock) -> Result<Option<FileStorage>> {
+    match FileStorage::open(path, lock) {
+        Ok(storage) => Ok(Some(storage)),
+        Err(bolt::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(bolt::Error::Locked) => {
+            let holder = lock_holder(path).map_or("another process".to_owned(), |holder| holder.process);
+            Err(Error::Busy { path: path.to_owned(), holder })
+        }
+        Err(error) => Err(failed(path, error)),
+    }
+}
+
+fn records(tx: &Tx<'_>) -> Result<Option<Records>, bolt::Error> {
+    tx.view(&[V1], &mut |v1| {
+        let Some(v1) = v1 else { return Ok(None) };
+        let mut records = Records::default();
+        v1.bucket(SNAPSHOTS, &mut |snapshots| {
+            let Some(snapshots) = snapshots else { return Ok(()) };
+            records.sequence = Some(snapshots.sequence());
+            snapshots.each(&mut |name, seen| {
+                let Seen::Bucket(snapshot) = seen else { return Ok(()) };
+                let parent = snapshot.get(b"parent")?.unwrap_or_default();
+                let size = snapshot.get(b"size")?.and_then(|size| codec::parse_varint(&size));
+                let stored = Stored {
+                    id: snapshot.get(b"id")?.and_then(|id| codec::parse_uvarint(&id)),
+                    kind: snapshot.get(b"kind")?.and_then(|kind| kind.first().copied()),
+                    parent: String::from_utf8_lossy(&parent).into_owned(),
+                    size: size.and_then(|size| u64::try_from(size).ok()),
+                };
+                records.snapshots.insert(String::from_utf8_lossy(name).into_owned(), stored);
+                Ok(())
+            })
+        })?;
+        v1.bucket(PARENTS, &mut |parents| {
+            let Some(parents) = parents else { return Ok(()) };
+            parents.each(&mut |key, _| {
+                records.links.extend(codec::parse_link(key));
+                Ok(())
+            })
+        })?;
+        Ok(Some(records))
+    })
+}
+
+/// A committed snapshot to be written.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Its name.
+    pub name: String,
+    /// Its directory's name.
+    pub id: u64,
+    /// Name and id of its parent.
+    pub parent: Option<(String, u64)>,
+    /// Files and directories in it.
+    pub inodes: u64,
+    /// Bytes on disk.
+    pub size: u64,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A snapshotter's `metadata.db`, locked to be written.
+pub struct SnapshotterDb {
+    path: PathBuf,
+    db: Db,
+}
+
+impl SnapshotterDb {
+    /// Opens the database in a snapshotter's directory; makes an empty one where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when a process uses it; [`Error::Bolt`] when it is damaged.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        let db = loop {
+            if let Some(storage) = open(&path, Lock::Exclusive)? {
+                let empty = storage.is_empty().map_err(|source| Error::Io { path: path.clone(), source })?;
+                let storage = Box::new(storage);
+                let opened = if empty { Db::create(storage, FreelistForm::Persisted) } else { Db::open(storage) };
+                break opened.map_err(|e| failed(&path, e))?;
+            }
+            if let Some(db) = create(&path, FILE_MODE, FreelistForm::Persisted)? {
+                break db;
+            }
+        };
+        // What a kill left behind.
+        let _ = fs::remove_file(new_name(&path));
+        Ok(Self { path, db })
+    }
+
+    /// What is in it.
+    ///
+    /// # Errors
+    /// [`Error::Bolt`].
+    pub fn records(&mut self) -> Result<Records> {
+        let tx = self.db.begin().map_err(|e| failed(&self.path, e))?;
+        Ok(records(&tx).map_err(|e| failed(&self.path, e))?.unwrap_or_default())
+    }
+
+    /// Writes snapshots, and the last id given out, in one commit.
+    ///
+    /// # Errors
+    /// [`Error::Bolt`].
+    pub fn write(&mut self, sequence: u64, snapshots: &[Committed], now: DateTime<Utc>) -> Result<()> {
+        let written = self.db.begin().and_then(|mut tx| {
+            for bucket in [SNAPSHOTS, PARENTS] {
+                // containerd crashes over a database with the one and not the other.
+                if tx.sequence(&[V1, bucket])?.is_none() {
+                    tx.create_bucket(&[V1, bucket])?;
+                }
+            }
+            for snapshot in snapshots {
+                put(&mut tx, snapshot, now)?;
+            }
+            tx.set_sequence(&[V1, SNAPSHOTS], sequence)?;
+            tx.commit()
+        });
+        written.map(drop).map_err(|e| failed(&self.path, e))
+    }
+}
+
+fn put(tx: &mut Tx<'_>, snapshot: &Committed, now: DateTime<Utc>) -> Result<(), bolt::Error> {
+    let path = [V1, SNAPSHOTS, snapshot.name.as_bytes()];
+    let signed = |n: u64| codec::varint(i64::try_from(n).unwrap_or(i64::MAX));
+    tx.put(&path, b"id", &codec::uvarint(snapshot.id))?;
+    tx.put(&path, b"kind", &[KIND_COMMITTED])?;
+    tx.put(&path, b"createdat", &codec::time(now))?;
+    tx.put(&path, b"updatedat", &codec::time(now))?;
+    tx.put(&path, b"inodes", &signed(snapshot.inodes))?;
+    tx.put(&path, b"size", &signed(snapshot.size))?;
+    if let Some((name, id)) = &snapshot.parent {
+        tx.put(&path, b"parent", name.as_bytes())?;
+        tx.put(&[V1, PARENTS], &codec::link(*id, snapshot.id), snapshot.name.as_bytes())?;
+    }
+    for (key, value) in &snapshot.labels {
+        tx.put(&[&path[..], &[b"labels"]].concat(), key.as_bytes(), value.as_bytes())?;
+    }
+    Ok(())
 }

@@ -125,6 +125,19 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// The chainIDs of layers with these diffIDs, the lowest first: each names a layer with all those below it (OCI image
+/// specification, config.md, "Layer `ChainID`").
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::new();
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => diff_id.clone(),
+            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+        });
+    }
+    chain
+}
+
 /// Computes a digest piece by piece.
 #[derive(Debug, Clone)]
 pub struct Hasher(State);

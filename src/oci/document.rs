@@ -1,6 +1,8 @@
 //! Documents: indexes, manifests and configs, read leniently as Go's decoder reads them, and refused where a reader could
 //! be led to take one kind for another.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -76,12 +78,19 @@ pub struct Descriptor {
     /// In an index: whom the entry is for.
     #[serde(skip_serializing)]
     platform: Option<RawPlatform>,
+    #[serde(skip_serializing, default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 impl Descriptor {
     /// A descriptor without a platform.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, platform: None }
+        Self { media_type: media_type.into(), digest, size, platform: None, annotations: None }
+    }
+
+    /// What the document says about it besides.
+    pub fn annotations(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.annotations.iter().flatten()
     }
 
     /// The platform an index entry names.
@@ -127,6 +136,28 @@ pub struct Manifest {
 pub struct Config {
     /// What the image runs on.
     pub platform: Platform,
+    /// The diffIDs of its layers, the lowest first; `None` where the root file system is not made of layers.
+    pub diff_ids: Option<Vec<Digest>>,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: String,
+    #[serde(default)]
+    rootfs: Option<RawRootFs>,
+}
+
+#[derive(Default, Deserialize)]
+struct RawRootFs {
+    #[serde(rename = "type", default)]
+    kind: String,
+    #[serde(default)]
+    diff_ids: Option<Vec<Digest>>,
 }
 
 /// A document by its kind.
@@ -290,8 +321,12 @@ impl Config {
     /// # Errors
     /// [`DocumentError::Malformed`].
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let raw: RawPlatform = parse(bytes, "image config")?;
-        Ok(Self { platform: raw.normal() })
+        let raw: RawConfig = parse(bytes, "image config")?;
+        let RawRootFs { kind, diff_ids } = raw.rootfs.unwrap_or_default();
+        // containerd `unpack.Unpacker`: no type at all counts as layers.
+        let layers = matches!(kind.as_str(), "" | "layers");
+        let platform = Platform::new(&raw.os, &raw.architecture, &raw.variant);
+        Ok(Self { platform, diff_ids: layers.then(|| diff_ids.unwrap_or_default()) })
     }
 }
 

@@ -6,7 +6,7 @@ mod document;
 mod platform;
 mod reference;
 
-pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use digest::{Algorithm, Digest, DigestError, Hasher, chain_ids};
 pub use document::{
     Config, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT, MAX_ENTRIES, Manifest, media_type,
 };

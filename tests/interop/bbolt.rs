@@ -85,7 +85,7 @@ fn bbolt_reads_what_we_write() {
         let form = if rng.one_in(2) { FreelistForm::Persisted } else { FreelistForm::Rebuilt };
         let file = dir.path().join("ours.db");
         let _ = std::fs::remove_file(&file);
-        let mut db = Db::create(Box::new(FileStorage::create(&file).unwrap()), form).unwrap();
+        let mut db = Db::create(Box::new(FileStorage::create(&file, 0o600).unwrap()), form).unwrap();
         run(&mut db, &ops).unwrap();
         drop(db);
         assert_eq!(oracle.check(&file), Ok(()), "seed {seed}");

@@ -74,7 +74,7 @@ fn sizes(versions: usize, freelist: &str) -> (u64, u64) {
     }
     let fresh = dir.path().join("fresh.db");
     let form = if freelist.is_empty() { FreelistForm::Persisted } else { FreelistForm::Rebuilt };
-    let mut new = Db::create(Box::new(FileStorage::create(&fresh).unwrap()), form).unwrap();
+    let mut new = Db::create(Box::new(FileStorage::create(&fresh, 0o600).unwrap()), form).unwrap();
     run(&mut new, &parse(&oracle.dump(&db))).unwrap();
     drop(new);
     assert!(oracle.dump(&fresh) == oracle.dump(&db));

@@ -38,13 +38,15 @@ fn next(reader: &mut Reader<&[u8]>) -> Result<Option<String>, TarError> {
         return Ok(Some("g\n".to_owned()));
     }
     let mut contents = Vec::new();
-    let mut buffer = [0; 1000];
     while contents.len() < LOOKED_AT {
-        let room = (LOOKED_AT - contents.len()).min(buffer.len());
-        match reader.read(&mut buffer[..room])? {
-            0 => break,
-            n => contents.extend_from_slice(&buffer[..n]),
+        let chunk = reader.chunk()?;
+        // Less than there is, so that its parts join.
+        let len = chunk.len().min(1000).min(LOOKED_AT - contents.len());
+        if len == 0 {
+            break;
         }
+        contents.extend_from_slice(&chunk[..len]);
+        reader.advance(len);
     }
     Ok(Some(line(&entry, &contents)))
 }

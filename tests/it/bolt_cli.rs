@@ -116,7 +116,7 @@ fn what_is_wrong_and_where() {
 fn a_thousand_findings_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("many.db");
-    let mut db = Db::create(Box::new(FileStorage::create(&path).unwrap()), FreelistForm::Rebuilt).unwrap();
+    let mut db = Db::create(Box::new(FileStorage::create(&path, 0o600).unwrap()), FreelistForm::Rebuilt).unwrap();
     let mut tx = db.begin().unwrap();
     for n in 0..3000_u32 {
         // Too large to lie inline.
@@ -138,7 +138,7 @@ fn a_thousand_findings_are_enough() {
 fn sparse(dir: &Path, overflow: u32) -> PathBuf {
     let path = dir.join("sparse.db");
     let _ = fs::remove_file(&path);
-    drop(Db::create(Box::new(FileStorage::create(&path).unwrap()), FreelistForm::Rebuilt).unwrap());
+    drop(Db::create(Box::new(FileStorage::create(&path, 0o600).unwrap()), FreelistForm::Rebuilt).unwrap());
     let pages: u64 = 1 << 28;
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     file.set_len(pages * PAGE).unwrap();

@@ -31,7 +31,7 @@ fn unpacked() -> tempfile::TempDir {
     for id in ["1", "2"] {
         fs::create_dir_all(overlayfs(root.path()).join("snapshots").join(id).join("fs")).unwrap();
     }
-    let file = FileStorage::create(&overlayfs(root.path()).join("metadata.db")).unwrap();
+    let file = FileStorage::create(&overlayfs(root.path()).join("metadata.db"), 0o600).unwrap();
     drop(Db::create(Box::new(file), FreelistForm::Persisted).unwrap());
     change(&overlayfs(root.path()).join("metadata.db"), |tx| {
         tx.set_sequence(&SNAPSHOTS, 2).unwrap();

@@ -17,15 +17,16 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     let mut reader = Reader::new(archive.as_slice());
-    let mut buffer = [0; 4096];
     while let Ok(Some(_)) = reader.next_entry() {
         let mut read = 0;
         while read < LOOKED_AT {
-            match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => read += n,
+            let len = match reader.chunk() {
+                Ok([]) => break,
+                Ok(chunk) => chunk.len().min(4096),
                 Err(_) => return,
-            }
+            };
+            reader.advance(len);
+            read += len;
         }
     }
 });

@@ -1,6 +1,6 @@
 //! From an image's target through its documents in the store, as containerd walks them.
 
-use crate::content::{self, Store};
+use super::{Error, Store};
 use crate::oci::{Descriptor, Digest, Document, DocumentError, MAX_DOCUMENT, Manifest, Platform, media_type};
 
 /// Indexes inside an index.
@@ -8,30 +8,39 @@ const MAX_INDEX_DEPTH: usize = 8;
 
 /// What was found on the way down.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub struct Walk {
     /// Each document with its children, from the target down.
-    pub(super) documents: Vec<(Descriptor, Vec<Descriptor>)>,
+    pub documents: Vec<(Descriptor, Vec<Descriptor>)>,
     /// The manifest at the end.
-    pub(super) manifest: Option<Manifest>,
+    pub manifest: Option<Manifest>,
 }
 
 /// Why the walk ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WalkError {
+#[non_exhaustive]
+pub enum WalkError {
+    /// A document is not here.
     #[error("{0} is missing")]
     Missing(Digest),
+    /// A document cannot be read.
     #[error(transparent)]
-    Content(#[from] content::Error),
+    Content(#[from] Error),
+    /// A document is not what it should be.
     #[error("{0} cannot be used: {1}")]
     Document(Digest, #[source] DocumentError),
+    /// An index leads to no manifest that is here.
     #[error("none of the manifests of {0} is here")]
     NoManifest(Digest),
+    /// Indexes within indexes within indexes.
     #[error("the indexes nest too deep")]
     TooDeep,
 }
 
 /// Walks down; in an index, to this machine's manifest if it has a record, else to the first that has one.
-pub(super) fn walk(store: &Store, target: &Descriptor, recorded: &dyn Fn(&Digest) -> bool) -> Result<Walk, WalkError> {
+///
+/// # Errors
+/// [`WalkError`].
+pub fn walk(store: &Store, target: &Descriptor, recorded: &dyn Fn(&Digest) -> bool) -> Result<Walk, WalkError> {
     let mut walk = Walk::default();
     let mut at = target.clone();
     for _ in 0..=MAX_INDEX_DEPTH {
@@ -64,7 +73,7 @@ pub(super) fn walk(store: &Store, target: &Descriptor, recorded: &dyn Fn(&Digest
 
 impl Walk {
     /// The size containerd lists (`Image.Size`): documents, config and layers, each as often as it is referred to.
-    pub(super) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         let documents = self.documents.iter().map(|(descriptor, _)| descriptor.size);
         let rest = self.manifest.iter().flat_map(|manifest| std::iter::once(&manifest.config).chain(&manifest.layers));
         documents.chain(rest.map(|descriptor| descriptor.size)).sum()

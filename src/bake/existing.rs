@@ -1,0 +1,195 @@
+//! Unpacking what was fetched before.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{StreamExt, iter};
+use tokio::sync::watch;
+
+use super::blobs::Coming;
+use super::record::{Baked, Snapshots, record};
+use super::unpack::{Source, Stack, Unpacker};
+use super::{Error, Event, Failure, Listener, Outcome, Report, Result, Totals, lock};
+use crate::catalog::{Catalog, ImageBlob, ImageRecord};
+use crate::content::{Store, walk};
+use crate::metadata::{self, ImageRow, MetaDb, labels};
+use crate::oci::{Config, Digest, Document, MAX_DOCUMENT, Manifest, Platform, media_type};
+use crate::root::Root;
+
+/// Images that are unpacked at a time; how many layers are is another matter.
+const AT_ONCE: usize = 4;
+
+/// What is to be unpacked.
+pub struct UnpackRequest {
+    /// In which root.
+    pub root: Root,
+    /// Names of images; all of the namespace's without any.
+    pub names: Vec<String>,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Most bytes that a layer may unpack to.
+    pub max_unpacked: u64,
+    /// How long to wait for another prebake on the root.
+    pub lock_timeout: Duration,
+}
+
+/// Unpacks images whose layers are in the root, and gives them their records; until done or until `cancel` resolves. Images
+/// fail one by one, in the report.
+///
+/// # Errors
+/// [`Error`] when nothing could be begun, or the metadata could not be written.
+pub async fn unpack(
+    request: UnpackRequest,
+    listener: Arc<dyn Listener>,
+    cancel: impl Future<Output = ()>,
+) -> Result<Report> {
+    metadata::check_namespace(&request.namespace)?;
+    let started = Instant::now();
+    tokio::pin!(cancel);
+    let report =
+        |images, cancelled| Report { images, totals: Totals::default(), elapsed: started.elapsed(), cancelled };
+    let Some(mut meta) = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await? else {
+        return Ok(report(Vec::new(), true));
+    };
+    let store = Store::create(&request.root)?;
+    let mut snapshots = Snapshots::open(&request.root, &request.namespace, &mut meta)?;
+    let images = images(&request, &store, &mut meta)?;
+    let unpacker = Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), request.max_unpacked));
+    let mut done: Vec<Option<Result<Baked, Failure>>> = images.iter().map(|_| None).collect();
+    let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
+    let cancelled = {
+        let (store, snapshots, unpacker) = (&store, &snapshots, &unpacker);
+        let one = |(i, (_, image)): (usize, (String, Result<ImageRecord>))| async move {
+            (i, async { unpack_one(store, snapshots, unpacker, image?).await }.await)
+        };
+        let mut running = iter(images.into_iter().enumerate().map(one)).buffer_unordered(AT_ONCE);
+        loop {
+            let (i, result) = tokio::select! {
+                next = running.next() => match next {
+                    Some(one) => one,
+                    None => break false,
+                },
+                () = &mut cancel => break true,
+            };
+            let result = result.map_err(|error| Failure::new(&error));
+            if let Err(Failure { kind, message }) = &result {
+                listener.on(&Event::ImageFailed { image: &names[i], kind: *kind, error: message });
+            }
+            done[i] = Some(result);
+        }
+    };
+    unpacker.settled().await;
+    let baked: Vec<_> = names
+        .into_iter()
+        .zip(done)
+        .map(|(name, result)| (name, result.unwrap_or_else(|| Err(Failure::stopped()))))
+        .collect();
+    if cancelled {
+        let outcome = |(name, result): (String, Result<Baked, Failure>)| Outcome { name, failure: result.err() };
+        return Ok(report(baked.into_iter().map(outcome).collect(), true));
+    }
+    let unpacked = Some((&mut snapshots, &*unpacker));
+    let images = record(&request.root, &store, &mut meta, &request.namespace, baked, unpacked, &*listener)?;
+    Ok(report(images, false))
+}
+
+async fn unpack_one(
+    store: &Store,
+    snapshots: &Snapshots,
+    unpacker: &Arc<Unpacker>,
+    mut image: ImageRecord,
+) -> Result<Baked> {
+    let Some(stack) = stack(store, &image)?.map(Arc::new) else { return Ok(Baked { record: image, stack: None }) };
+    let present = snapshots.present(&stack);
+    if present.len() == stack.layers.len() {
+        // Layers that were discarded are not missed.
+        let mut gone = HashSet::new();
+        for layer in &stack.layers {
+            if store.stat(&layer.descriptor.digest)?.is_none() {
+                gone.insert(&layer.descriptor.digest);
+            }
+        }
+        image.blobs.retain(|blob| !gone.contains(&blob.descriptor.digest));
+        for blob in &mut image.blobs {
+            blob.children.retain(|(_, child)| !gone.contains(child));
+        }
+    } else {
+        for layer in &stack.layers[present.len()..] {
+            if store.stat(&layer.descriptor.digest)?.is_none() {
+                return Err(Error::Absent(layer.descriptor.digest.clone()));
+            }
+        }
+        unpacker.image(&stack, &present, |_| Source::Blob(watch::channel(Coming::InPlace).1)).await?;
+    }
+    Ok(Baked { record: image, stack: Some(stack) })
+}
+
+/// The images asked for, each with its blobs: from the catalog, else as containerd's metadata has them.
+fn images(request: &UnpackRequest, store: &Store, meta: &mut MetaDb) -> Result<Vec<(String, Result<ImageRecord>)>> {
+    let fetched = Catalog::open(&request.root.make_state_dir()?)?.images(&request.namespace)?;
+    let rows: Vec<ImageRow> = meta
+        .read(|tx| metadata::images(tx, &request.namespace)?.into_iter().collect::<metadata::Result<_>>())?
+        .unwrap_or_default();
+    let from_row = |row: &ImageRow| (row.name.clone(), image_of(store, row));
+    if request.names.is_empty() {
+        let mut known: HashSet<Digest> = fetched.iter().map(|image| image.target.digest.clone()).collect();
+        let mut all: Vec<_> = fetched.into_iter().map(|image| (image.name.clone(), Ok(image))).collect();
+        // Of several names of one image the tag is told; CRI's third record is named by the config's digest.
+        let mut rows: Vec<&ImageRow> = rows.iter().filter(|row| row.name.parse::<Digest>().is_err()).collect();
+        rows.sort_by_key(|row| row.name.contains('@'));
+        all.extend(rows.into_iter().filter(|row| known.insert(row.target.digest.clone())).map(from_row));
+        return Ok(all);
+    }
+    let find = |name: &String| {
+        let fetched = fetched.iter().find(|image| image.name == *name).map(|image| (name.clone(), Ok(image.clone())));
+        let row = || rows.iter().find(|row| row.name == *name).map(from_row);
+        fetched.or_else(row).unwrap_or_else(|| (name.clone(), Err(Error::NoImage(name.clone()))))
+    };
+    Ok(request.names.iter().map(find).collect())
+}
+
+/// An image that only containerd's metadata knows.
+fn image_of(store: &Store, row: &ImageRow) -> Result<ImageRecord> {
+    let walk = walk(store, &row.target, &|digest| store.stat(digest).is_ok_and(|stat| stat.is_some()))?;
+    let mut blobs = Vec::new();
+    for (descriptor, children) in walk.documents {
+        blobs.push(ImageBlob { children: labels::children(&children), descriptor });
+    }
+    let leaves = walk.manifest.into_iter().flat_map(|manifest| std::iter::once(manifest.config).chain(manifest.layers));
+    for descriptor in leaves {
+        if blobs.iter().all(|known| known.descriptor.digest != descriptor.digest) {
+            blobs.push(ImageBlob { descriptor, children: Vec::new() });
+        }
+    }
+    let (name, target) = (row.name.clone(), row.target.clone());
+    let (aliases, platform, source) = (Vec::new(), Platform::host(), None);
+    Ok(ImageRecord { name, aliases, target, platform, pinned: false, blobs, source })
+}
+
+/// The layers of an image, from its documents in the store; `None` when there is nothing to unpack.
+fn stack(store: &Store, image: &ImageRecord) -> Result<Option<Stack>> {
+    let read = |digest: &Digest| {
+        if store.stat(digest)?.is_none() {
+            return Err(Error::Absent(digest.clone()));
+        }
+        Ok(store.read(digest, MAX_DOCUMENT)?)
+    };
+    let unusable = |digest: &Digest| {
+        let what = digest.to_string();
+        |source| Error::Document { what, source }
+    };
+    let documents = image.blobs.iter().map(|blob| &blob.descriptor);
+    let Some(manifest) = documents.rev().find(|blob| media_type::is_manifest(&blob.media_type)) else {
+        return Ok(None);
+    };
+    let document =
+        Document::parse(&read(&manifest.digest)?, &manifest.media_type).map_err(unusable(&manifest.digest))?.0;
+    let Document::Manifest(manifest) = document else { return Ok(None) };
+    let Manifest { config, .. } = &manifest;
+    if !media_type::is_image_config(&config.media_type) {
+        return Ok(None);
+    }
+    Stack::new(&manifest, &Config::parse(&read(&config.digest)?).map_err(unusable(&config.digest))?)
+}

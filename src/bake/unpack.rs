@@ -1,0 +1,365 @@
+//! Layers of many images into snapshots, each chain once, several at a time, while they come.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryStreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::task::spawn_blocking;
+
+use super::blobs::{Blobs, Coming, Result, TRIES};
+use super::{Error, Event, Listener};
+use crate::content::{GrowingReader, Store};
+use crate::layer::{self, Job, Onto, Usage};
+use crate::metadata::Labels;
+use crate::oci::{Config, Descriptor, Digest, Hasher, Manifest, Reference, chain_ids, media_type};
+use crate::snapshot::{Dirs, Present, Staged};
+
+/// Layers that are unpacked at a time, for each core: while one waits for the disk or the network, another goes on.
+const PER_CORE: usize = 2;
+const MAX_AT_ONCE: usize = 8;
+/// What a layer's annotations that its snapshot gets as labels begin with (containerd `snapshots.FilterInheritedLabels`).
+const INHERITED: &str = "containerd.io/snapshot/";
+
+/// The layers of an image, the lowest first.
+#[derive(Debug)]
+pub(super) struct Stack {
+    /// The image's config, which names the snapshots.
+    pub(super) config: Digest,
+    pub(super) layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) descriptor: Descriptor,
+    pub(super) diff_id: Digest,
+    /// It, and all layers below it.
+    pub(super) chain: Digest,
+    /// What its descriptor says for its snapshot.
+    pub(super) labels: Labels,
+}
+
+impl Stack {
+    /// The layers of a manifest with this config; `None` when containerd would unpack nothing.
+    ///
+    /// # Errors
+    /// [`Error::LayerCount`] when the two do not fit each other.
+    pub(super) fn new(manifest: &Manifest, config: &Config) -> Result<Option<Self>> {
+        let Some(diff_ids) = &config.diff_ids else { return Ok(None) };
+        let layers: Vec<&Descriptor> =
+            manifest.layers.iter().filter(|layer| media_type::is_layer(&layer.media_type)).collect();
+        if layers.len() != diff_ids.len() {
+            return Err(Error::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
+        }
+        let layer = |((descriptor, diff_id), chain): ((&Descriptor, &Digest), Digest)| Layer {
+            descriptor: Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size),
+            diff_id: diff_id.clone(),
+            chain,
+            labels: descriptor
+                .annotations()
+                .filter(|(key, _)| key.starts_with(INHERITED))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        };
+        let layers: Vec<Layer> = layers.into_iter().zip(diff_ids).zip(chain_ids(diff_ids)).map(layer).collect();
+        Ok((!layers.is_empty()).then(|| Self { config: manifest.config.digest.clone(), layers }))
+    }
+
+    pub(super) fn chain(&self) -> Vec<Digest> {
+        self.layers.iter().map(|layer| layer.chain.clone()).collect()
+    }
+}
+
+/// Where a layer's bytes come from.
+pub(super) enum Source {
+    /// A blob that is in the store, or will be.
+    Blob(watch::Receiver<Coming>),
+    /// The registry; they are not kept.
+    Stream(Arc<Blobs>, Reference),
+}
+
+/// A chain as far as this bake got with it.
+#[derive(Default)]
+struct Slot {
+    lock: Arc<AsyncMutex<()>>,
+    /// Where its files are, once they all are.
+    fs: watch::Sender<Option<PathBuf>>,
+    made: Mutex<Option<(Staged, Usage)>>,
+}
+
+/// Held while a chain is unpacked, even when nobody waits for the result any more.
+type Held = (OwnedMutexGuard<()>, OwnedSemaphorePermit);
+
+/// What unpacks.
+pub(super) struct Unpacker {
+    dirs: Dirs,
+    store: Store,
+    listener: Arc<dyn Listener>,
+    /// Most bytes of a layer.
+    limit: u64,
+    permits: Arc<Semaphore>,
+    slots: Mutex<HashMap<Digest, Arc<Slot>>>,
+}
+
+impl Unpacker {
+    pub(super) fn new(dirs: Dirs, store: Store, listener: Arc<dyn Listener>, limit: u64) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let permits = Arc::new(Semaphore::new((cores * PER_CORE).min(MAX_AT_ONCE)));
+        Self { dirs, store, listener, limit, permits, slots: Mutex::default() }
+    }
+
+    fn slot(&self, chain: &Digest) -> Arc<Slot> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(chain.clone()).or_default().clone()
+    }
+
+    /// What was unpacked of a chain, to be published; `None` when it was there before, or is taken.
+    pub(super) fn take(&self, chain: &Digest) -> Option<(Staged, Usage)> {
+        self.slot(chain).made.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits for everything that is still being written.
+    pub(super) async fn settled(&self) {
+        let slots: Vec<_> =
+            self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().map(|slot| slot.lock.clone()).collect();
+        for slot in slots {
+            drop(slot.lock().await);
+        }
+    }
+
+    /// Makes sure that all layers of an image are unpacked; `present` are those that were before.
+    pub(super) async fn image(
+        self: &Arc<Self>,
+        stack: &Arc<Stack>,
+        present: &[Present],
+        source: impl Fn(&Descriptor) -> Source,
+    ) -> Result<()> {
+        for (layer, present) in stack.layers.iter().zip(present) {
+            self.slot(&layer.chain).fs.send_replace(Some(self.dirs.fs(present.id)));
+        }
+        let stop = Stop(watch::Sender::new(false));
+        let mut turn = None;
+        let mut layers = FuturesUnordered::new();
+        for i in present.len()..stack.layers.len() {
+            let (next, after) = oneshot::channel();
+            let source = source(&stack.layers[i].descriptor);
+            layers.push(self.layer(stack, i, source, stop.0.subscribe(), turn.replace(after), next));
+        }
+        while layers.try_next().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Unpacks one layer. Layers begin in their order, so that one that waits for those below it never keeps them from
+    /// what they need.
+    async fn layer(
+        self: &Arc<Self>,
+        stack: &Arc<Stack>,
+        i: usize,
+        source: Source,
+        stop: watch::Receiver<bool>,
+        turn: Option<oneshot::Receiver<()>>,
+        next: oneshot::Sender<()>,
+    ) -> Result<()> {
+        if let Some(turn) = turn {
+            // Without a turn, a layer below failed, and the image with it.
+            turn.await.map_err(|_| Error::Task)?;
+        }
+        let layer = &stack.layers[i];
+        let slot = self.slot(&layer.chain);
+        let guard = slot.lock.clone().lock_owned().await;
+        if slot.fs.borrow().is_some() {
+            let _ = next.send(());
+            return Ok(());
+        }
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| Error::Task)?;
+        let work = Work { unpacker: self.clone(), stack: stack.clone(), i, slot, stop, handle: Handle::current() };
+        let unpacked = match source {
+            Source::Blob(coming) => {
+                let _ = next.send(());
+                self.unpack_stored(work, coming, (guard, permit)).await
+            }
+            Source::Stream(blobs, reference) => {
+                let _permit = blobs.permit().await?;
+                let _ = next.send(());
+                unpack_streamed(work, &blobs, &reference, (guard, permit)).await
+            }
+        };
+        unpacked?;
+        self.listener.on(&Event::LayerUnpacked { digest: &layer.descriptor.digest, chain: &layer.chain });
+        Ok(())
+    }
+
+    async fn unpack_stored(&self, work: Work, mut coming: watch::Receiver<Coming>, mut held: Held) -> Result<()> {
+        let mut broken = None;
+        loop {
+            let another = |coming: &Coming| match (coming, &broken) {
+                (Coming::No, _) => false,
+                (Coming::Growing(growing), Some(broken)) => !Arc::ptr_eq(growing, broken),
+                _ => true,
+            };
+            let came = coming.wait_for(another).await.map_err(|_| Error::Task)?.clone();
+            let digest = &work.layer().descriptor.digest;
+            let source = match &came {
+                Coming::Growing(growing) => Blob::Growing(growing.reader()),
+                _ => Blob::InPlace(self.store.open_blob(digest)?),
+            };
+            let again = work.clone();
+            let unpack = move || {
+                let result = again.unpack(source);
+                (held, result)
+            };
+            let result;
+            (held, result) = spawn_blocking(unpack).await.map_err(|_| Error::Task)?;
+            broken = match (result, came) {
+                // The blob is asked for once more, or its image fails by it.
+                (Err(layer::Error::Source(_)), Coming::Growing(growing)) => Some(growing),
+                (result, _) => return result.map_err(|source| work.error(source)),
+            };
+        }
+    }
+}
+
+async fn unpack_streamed(work: Work, blobs: &Arc<Blobs>, reference: &Reference, held: Held) -> Result<()> {
+    let held = Arc::new(held);
+    let mut tries = 1;
+    loop {
+        let (again, hold) = (work.clone(), held.clone());
+        let descriptor = &work.layer().descriptor;
+        let unpack = move |piped| {
+            let result = again.unpack(Verified::new(piped, &again.layer().descriptor));
+            drop(hold);
+            result
+        };
+        let error = match blobs.stream(reference, descriptor, unpack).await? {
+            (Ok(()), _) => return Ok(()),
+            (Err(layer::Error::Source(_)), Some(error)) => Error::Registry(error),
+            (Err(error), _) => work.error(error),
+        };
+        let passing = match &error {
+            Error::Registry(error) => error.is_passing(),
+            Error::Layer { source: layer::Error::Source(_), .. } => true,
+            _ => false,
+        };
+        if !passing || tries == TRIES {
+            return Err(error);
+        }
+        tries += 1;
+    }
+}
+
+/// Tells whoever works for an image that it is over.
+struct Stop(watch::Sender<bool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// The unpacking of one layer.
+#[derive(Clone)]
+struct Work {
+    unpacker: Arc<Unpacker>,
+    stack: Arc<Stack>,
+    i: usize,
+    slot: Arc<Slot>,
+    stop: watch::Receiver<bool>,
+    handle: Handle,
+}
+
+impl Work {
+    fn layer(&self) -> &Layer {
+        &self.stack.layers[self.i]
+    }
+
+    fn error(&self, source: layer::Error) -> Error {
+        Error::Layer { digest: self.layer().descriptor.digest.clone(), source }
+    }
+
+    /// On a thread of its own.
+    fn unpack(&self, source: impl Read + Send) -> layer::Result<()> {
+        let layer = self.layer();
+        let staged = self.unpacker.dirs.stage(layer.chain.hex()).map_err(layer::Error::Io)?;
+        let fs = staged.fs()?;
+        let job = Job {
+            media_type: &layer.descriptor.media_type,
+            diff_id: &layer.diff_id,
+            limit: self.unpacker.limit,
+            stop: &|| *self.stop.borrow(),
+        };
+        let below = |n| self.below(n);
+        let onto = if self.i == 0 { Onto::Nothing } else { Onto::Layers(&below) };
+        layer::unpack(source, &job, fs.try_clone()?, &onto)?;
+        let usage = layer::usage(&fs)?;
+        let path = staged.fs_path();
+        *self.slot.made.lock().unwrap_or_else(PoisonError::into_inner) = Some((staged, usage));
+        self.slot.fs.send_replace(Some(path));
+        Ok(())
+    }
+
+    /// The files of the nth layer below, once it is unpacked; `None` below the lowest.
+    fn below(&self, n: usize) -> layer::Result<Option<OwnedFd>> {
+        let Some(layer) = self.i.checked_sub(n + 1).map(|i| &self.stack.layers[i]) else { return Ok(None) };
+        let mut fs = self.unpacker.slot(&layer.chain).fs.subscribe();
+        let mut stop = self.stop.clone();
+        let path = self.handle.block_on(async {
+            tokio::select! {
+                path = fs.wait_for(Option::is_some) => path.ok().and_then(|path| path.clone()),
+                _ = stop.wait_for(|stop| *stop) => None,
+            }
+        });
+        Ok(Some(File::open(path.ok_or(layer::Error::Stopped)?)?.into()))
+    }
+}
+
+/// A blob of the store.
+enum Blob {
+    Growing(GrowingReader),
+    InPlace(File),
+}
+
+impl Read for Blob {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Growing(reader) => reader.read(buf),
+            Self::InPlace(file) => file.read(buf),
+        }
+    }
+}
+
+/// Bytes that are not kept, which have to be what their descriptor says.
+struct Verified<R> {
+    inner: R,
+    hasher: Option<Hasher>,
+    digest: Digest,
+    left: u64,
+}
+
+impl<R> Verified<R> {
+    fn new(inner: R, descriptor: &Descriptor) -> Self {
+        let hasher = Some(Hasher::new(descriptor.digest.algorithm()));
+        Self { inner, hasher, digest: descriptor.digest.clone(), left: descriptor.size }
+    }
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| io::Error::other("more bytes than promised came"))?;
+        if n > 0 {
+            self.hasher.iter_mut().for_each(|hasher| hasher.update(&buf[..n]));
+        } else if self.left > 0 {
+            return Err(io::Error::other(format!("{} promised bytes did not come", self.left)));
+        } else if let Some(got) = self.hasher.take().map(Hasher::finish)
+            && got != self.digest
+        {
+            return Err(io::Error::other(format!("the bytes have the digest {got}")));
+        }
+        Ok(n)
+    }
+}
