@@ -112,6 +112,14 @@ impl Pair {
         }
         let fs = |dirs: &[PathBuf]| dirs.iter().map(|dir| tree::read(&dir.join("fs"))).collect::<Vec<_>>();
         let mut trees = [fs(&left.dirs), fs(&right.dirs)];
+        for (side, (trees, snapshots)) in ["left", "right"].iter().zip(trees.iter().zip([&left, &right])) {
+            for (i, (tree, recorded)) in trees.iter().zip(&snapshots.usages).enumerate() {
+                let (inodes, bytes) = tree::usage(tree);
+                if *recorded != format!("{inodes} {bytes}") {
+                    found.push(format!("layer {i}: usage on the {side}: {inodes} {bytes}, recorded: {recorded}"));
+                }
+            }
+        }
         if merged {
             trees[0].push(tree::read(&Mount::overlay(&self.work.join("left"), &left.dirs).0));
             trees[1].push(tree::read(&Mount::overlay(&self.work.join("right"), &right.dirs).0));

@@ -21,6 +21,8 @@ const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.overlayfs";
 pub struct Snapshots {
     /// Each layer's directory.
     pub dirs: Vec<PathBuf>,
+    /// Each layer's inodes and bytes, as they are recorded.
+    pub usages: Vec<String>,
     pub said: BTreeMap<String, String>,
 }
 
@@ -70,7 +72,7 @@ impl Snapshots {
         let mut meta = Database::open(&root.join(META_DB));
         let mut backend = Database::open(&root.join(SNAPSHOTTER).join("metadata.db"));
         let (meta, backend) = (meta.0.begin().unwrap(), backend.0.begin().unwrap());
-        let mut found = Self { dirs: Vec::new(), said: BTreeMap::new() };
+        let mut found = Self { dirs: Vec::new(), usages: Vec::new(), said: BTreeMap::new() };
         let chains = image.chains();
         for (i, (blob, _)) in image.layers.iter().enumerate() {
             let labels = values(&meta, &["v1", NAMESPACE, "content", "blob", blob.as_str(), "labels"]);
@@ -119,6 +121,8 @@ impl Snapshots {
             record.remove("parent");
         }
         settle(&mut record);
+        let usage = ["inodes", "size"].map(|key| record.remove(key).unwrap_or_default());
+        self.usages.push(usage.join(" "));
         self.say(i, "stored", Some(format!("{record:?}")));
         let labels = values(backend, &[stored.as_slice(), &["labels"]].concat());
         self.say(i, "stored labels", labels.map(|labels| format!("{labels:?}")));

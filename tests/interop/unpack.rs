@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use ::prebake::layer::{Compression, compress};
-use ::prebake::oci::{Digest, Document};
+use ::prebake::oci::Digest;
 
 use crate::peers;
 use crate::sides::{Pair, Side};
@@ -67,6 +67,15 @@ impl Tally {
             let count = outcome.differences.len();
             self.failures
                 .push(format!("seed {seed}, made small:\n{}{count} differences: {shown:#?}", small.describe()));
+        }
+    }
+
+    /// Whether every corner was there, and refused for every reason: else the stacks are no test of it.
+    fn reached_everything(&self) {
+        for (known, seen) in [(stack::ACCEPTED, &self.accepted), (stack::REFUSED, &self.refused)] {
+            let missing: Vec<_> = known.iter().filter(|name| !seen.contains_key(*name)).collect();
+            let unknown: Vec<_> = seen.keys().filter(|name| !known.contains(name)).collect();
+            assert!(missing.is_empty() && unknown.is_empty(), "missing: {missing:?}, unknown: {unknown:?}");
         }
     }
 
@@ -130,6 +139,57 @@ fn is_sound(pair: &Pair) {
 /// Until 2.0, containerd knows no Docker layers with zstd.
 fn old_enough(stack: &Stack) -> bool {
     !stack.features().contains("documents, Docker, with zstd")
+}
+
+/// A layer that is a file of its own, made by a real tool.
+fn debian() -> Image {
+    let layer = |i: usize| {
+        let tar = fs::read(peers::dir().join(format!("debian/layer{i}.tar"))).unwrap();
+        let blob = compress(&tar, Compression::Gzip).unwrap();
+        (Compression::Gzip.oci_media_type(), blob, Digest::of(&tar))
+    };
+    Image::new((0..3).map(layer).collect(), false)
+}
+
+#[track_caller]
+fn is_unpacked_alike(pair: &Pair, name: &str, image: &Image) {
+    let outcome = pair.judge(image, true);
+    assert_eq!((outcome.left, outcome.right), (Ok(()), Ok(())), "{name}");
+    let shown: Vec<&String> = outcome.differences.iter().take(SHOWN).collect();
+    assert!(shown.is_empty(), "{name}: {} differences: {shown:#?}", outcome.differences.len());
+}
+
+#[test]
+fn random_stacks_are_unpacked_as_containerd_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = pair("2.1.9", dir.path());
+    let tally = campaign(&pair, seeds(STACKS), |_| true);
+    is_sound(&pair);
+    if variable("PREBAKE_SEED").is_none() {
+        tally.reached_everything();
+    }
+}
+
+#[test]
+fn random_stacks_are_unpacked_as_an_old_containerd_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = pair("1.6.20", dir.path());
+    campaign(&pair, seeds(STACKS / 4), old_enough);
+    is_sound(&pair);
+}
+
+#[test]
+fn real_images_are_unpacked_as_containerd_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = pair("2.1.9", dir.path());
+    is_unpacked_alike(&pair, "debian", &debian());
+    let demo = demo();
+    let runnable: Vec<Image> = demo.tags.keys().filter_map(|name| Image::of(&demo, name)).collect();
+    assert!(runnable.len() >= 3, "{} images", runnable.len());
+    for image in &runnable {
+        is_unpacked_alike(&pair, "demo", image);
+    }
+    is_sound(&pair);
 }
 
 #[test]

@@ -7,12 +7,12 @@ mod features;
 mod model;
 mod path;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use ::prebake::fixture::Content;
 use ::prebake::layer::{Compression, compress};
-use ::prebake::oci::{Digest, Platform, media_type};
+use ::prebake::oci::{Digest, Document, Platform, media_type};
 use serde_json::{Value, json};
 
 pub use archive::Entry;
@@ -95,6 +95,29 @@ impl Image {
         );
         content.tags.insert(("stack".to_owned(), "1".to_owned()), manifest.digest);
         Self { content, config: config.digest, layers: ids }
+    }
+
+    /// One of the images of a registry, as this machine takes it; `None` when it has no files.
+    pub fn of(content: &Content, name: &(String, String)) -> Option<Self> {
+        let mut digest = content.tags[name].clone();
+        let manifest = loop {
+            let (kind, bytes) = &content.blobs[&digest];
+            match Document::parse(bytes, kind).unwrap().0 {
+                Document::Index(index) => {
+                    let host = Platform::host();
+                    let own = index.manifests.iter().find(|entry| entry.platform() == Some(host.clone()));
+                    digest = own?.digest.clone();
+                }
+                Document::Manifest(manifest) => break manifest,
+            }
+        };
+        let config: Value = serde_json::from_slice(&content.blobs[&manifest.config.digest].1).unwrap();
+        let diff_ids = config["rootfs"]["diff_ids"].as_array()?;
+        let diff_ids = diff_ids.iter().map(|diff_id| diff_id.as_str().unwrap().parse().unwrap());
+        let layers = manifest.layers.iter().map(|layer| layer.digest.clone()).zip(diff_ids).collect();
+        let tags = BTreeMap::from([(name.clone(), content.tags[name].clone())]);
+        let content = Content { blobs: content.blobs.clone(), tags };
+        Some(Self { content, config: manifest.config.digest, layers })
     }
 
     /// The chain of each layer: the names of the snapshots (OCI image specification, config.md, "Layer ChainID").
