@@ -38,7 +38,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "snapshot",
             ],
         ),
-        ("care", &["bolt", "content", "kind", "metadata", "oci", "parallel", "root"]),
+        ("care", &["bolt", "content", "kind", "metadata", "oci", "parallel", "root", "snapshot"]),
         ("fixture", &["layer", "oci"]),
         (
             "kind",
