@@ -9,6 +9,7 @@ mod support;
 mod bake;
 mod bbolt;
 mod cri;
+mod hostile;
 mod layout;
 mod life;
 mod lock;

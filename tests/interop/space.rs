@@ -40,7 +40,7 @@ fn image(root: &Path, n: usize, version: usize) -> ImageRecord {
         platform: Platform::host(),
         pinned: false,
         blobs: vec![blob(target, labels), blob(config, Vec::new()), blob(layer, Vec::new())],
-        source: ("registry.example".to_owned(), format!("team/app{n}")),
+        source: Some(("registry.example".to_owned(), format!("team/app{n}"))),
     }
 }
 
