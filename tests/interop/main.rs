@@ -15,6 +15,8 @@ mod life;
 mod lock;
 mod lockstep;
 mod peers;
+mod policies;
+mod resume;
 mod script;
 mod sides;
 mod snapshots;
