@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use super::blobs::{Blobs, Coming, Result, TRIES};
 use super::{Error, Event, Listener};
 use crate::content::{GrowingReader, Store};
-use crate::layer::{self, Job, Onto, Usage};
+use crate::layer::{self, Buffers, Job, Onto, Usage};
 use crate::metadata::Labels;
 use crate::oci::{Config, Descriptor, Digest, Hasher, Manifest, Reference, chain_ids, media_type};
 use crate::snapshot::{Dirs, Present, Staged};
@@ -103,6 +103,7 @@ pub(super) struct Unpacker {
     listener: Arc<dyn Listener>,
     /// Most bytes of a layer.
     limit: u64,
+    buffers: Arc<Buffers>,
     permits: Arc<Semaphore>,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
 }
@@ -111,7 +112,7 @@ impl Unpacker {
     pub(super) fn new(dirs: Dirs, store: Store, listener: Arc<dyn Listener>, limit: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = Arc::new(Semaphore::new((cores * PER_CORE).min(MAX_AT_ONCE)));
-        Self { dirs, store, listener, limit, permits, slots: Mutex::default() }
+        Self { dirs, store, listener, limit, buffers: Buffers::new(), permits, slots: Mutex::default() }
     }
 
     fn slot(&self, chain: &Digest) -> Arc<Slot> {
@@ -290,6 +291,7 @@ impl Work {
             media_type: &layer.descriptor.media_type,
             diff_id: &layer.diff_id,
             limit: self.unpacker.limit,
+            buffers: &self.unpacker.buffers,
             stop: &|| *self.stop.borrow(),
         };
         let below = |n| self.below(n);

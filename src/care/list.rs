@@ -6,12 +6,26 @@ use serde::Serialize;
 
 use super::Result;
 use crate::bolt::Lock;
-use crate::content::Store;
-use crate::content::walk;
-use crate::metadata::{self, MetaDb, Wait, labels};
-use crate::oci::{Descriptor, Digest};
+use crate::content::{Store, Walk, walk};
+use crate::metadata::{self, MetaDb, Wait, labels, snapshotters};
+use crate::oci::{Config, Descriptor, Digest, MAX_DOCUMENT, chain_ids, media_type};
 use crate::parallel;
 use crate::root::Root;
+use crate::snapshot::OVERLAYFS;
+
+/// What there is of an image's layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kept {
+    /// They are kept; containerd unpacks them at first use.
+    Fetch,
+    /// They are kept and unpacked.
+    Unpack,
+    /// They are unpacked and not kept.
+    UnpackDiscard,
+    /// Some are neither kept nor unpacked.
+    Incomplete,
+}
 
 /// An image as containerd lists it.
 #[derive(Debug, Clone, Serialize)]
@@ -24,12 +38,27 @@ pub struct ListedImage {
     pub digest: String,
     /// The target's media type.
     pub media_type: String,
-    /// Compressed, in bytes, with its documents; absent when its documents are not all here.
+    /// What there is of its layers; absent when its documents are not all here.
+    pub policy: Option<Kept>,
+    /// Compressed, in bytes, with its documents, whether its layers are kept or not; absent as `policy` is.
     pub size: Option<u64>,
+    /// Bytes on disk of its snapshots.
+    pub unpacked: u64,
+    /// How many of all these bytes another image of the namespace has as well.
+    pub shared: u64,
     /// Whether kubelet must not remove it.
     pub pinned: bool,
     /// When the record was made (RFC 3339).
     pub created: Option<String>,
+}
+
+/// A namespace's records.
+struct Rows {
+    namespace: String,
+    images: Vec<metadata::ImageRow>,
+    blobs: HashSet<Digest>,
+    /// Bytes of overlayfs snapshots by key.
+    snapshots: HashMap<String, u64>,
 }
 
 /// The images of one namespace, or of all.
@@ -39,6 +68,7 @@ pub struct ListedImage {
 pub fn images(root: &Root, namespace: Option<&str>, wait: &Wait<'_>) -> Result<Vec<ListedImage>> {
     let mut meta = MetaDb::lock(root, Lock::Shared, wait)?;
     let store = Store::open(root)?;
+    let sizes = snapshot_sizes(root)?;
     let rows = meta.read(|tx| {
         let namespaces = match namespace {
             Some(one) => vec![one.to_owned()],
@@ -48,35 +78,127 @@ pub fn images(root: &Root, namespace: Option<&str>, wait: &Wait<'_>) -> Result<V
         for namespace in namespaces {
             let blobs = metadata::blob_digests(tx, &namespace)?;
             let images: Vec<_> = metadata::images(tx, &namespace)?.into_iter().collect::<Result<_, _>>()?;
-            rows.push((namespace, blobs, images));
+            let mut snapshots = HashMap::new();
+            // Where the snapshotter has nothing, nothing is unpacked, whatever the records say.
+            if !sizes.is_empty() {
+                for snapshot in metadata::snapshots(tx, &namespace)? {
+                    let snapshot = snapshot?;
+                    let size = sizes.get(&snapshot.name).filter(|_| snapshot.snapshotter == OVERLAYFS);
+                    snapshots.extend(size.map(|size| (snapshot.key, *size)));
+                }
+            }
+            rows.push(Rows { namespace, images, blobs, snapshots });
         }
         Ok(rows)
     })?;
     let mut listed = Vec::new();
-    for (namespace, blobs, images) in rows.unwrap_or_default() {
-        let sizes = sizes(&store, &images, &blobs);
-        let row = |image: metadata::ImageRow| ListedImage {
-            namespace: namespace.clone(),
-            size: sizes.get(&image.target.digest).copied(),
-            name: image.name,
-            digest: image.target.digest.to_string(),
-            media_type: image.target.media_type,
-            pinned: image.labels.get(labels::CRI_PINNED.0).is_some_and(|value| value == labels::CRI_PINNED.1),
-            created: image.created.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
+    for rows in rows.unwrap_or_default() {
+        let found = looks(&store, &rows);
+        let shared = shared(found.values());
+        let row = |image: metadata::ImageRow| {
+            let look = found.get(&image.target.digest);
+            let sum = |parts: &HashMap<Part, u64>| {
+                parts.iter().filter(|(part, _)| shared.contains(part)).map(|(_, size)| size).sum()
+            };
+            ListedImage {
+                namespace: rows.namespace.clone(),
+                policy: look.map(|look| look.policy),
+                size: look.map(|look| look.size),
+                unpacked: look.map_or(0, |look| look.unpacked),
+                shared: look.map_or(0, |look| sum(&look.parts)),
+                name: image.name,
+                digest: image.target.digest.to_string(),
+                media_type: image.target.media_type,
+                pinned: image.labels.get(labels::CRI_PINNED.0).is_some_and(|value| value == labels::CRI_PINNED.1),
+                created: image.created.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
+            }
         };
-        listed.extend(images.into_iter().map(row));
+        listed.extend(rows.images.into_iter().map(row));
     }
     Ok(listed)
 }
 
-/// Sizes of targets whose documents are all here. Several records share a target, and thousands of documents are read.
-fn sizes(store: &Store, images: &[metadata::ImageRow], blobs: &HashSet<Digest>) -> HashMap<Digest, u64> {
+/// Bytes of all committed overlayfs snapshots by name.
+fn snapshot_sizes(root: &Root) -> Result<HashMap<String, u64>> {
+    let overlay = snapshotters(root)?.into_iter().find(|snapshotter| snapshotter.name == OVERLAYFS);
+    // What is wrong with the snapshotter is for `check` to say.
+    let records = overlay.and_then(|overlay| overlay.database.ok()?).and_then(|database| database.records);
+    let sizes = records.into_iter().flat_map(|records| records.snapshots);
+    Ok(sizes.filter_map(|(name, stored)| Some((name, stored.size?))).collect())
+}
+
+/// Something on disk that images may share: a blob, or a snapshot by its key.
+#[derive(PartialEq, Eq, Hash, Clone)]
+enum Part {
+    Blob(Digest),
+    Snapshot(Digest),
+}
+
+/// What a target leads to.
+struct Look {
+    policy: Kept,
+    size: u64,
+    unpacked: u64,
+    parts: HashMap<Part, u64>,
+}
+
+/// Targets whose documents are all here. Several records share a target, and thousands of documents are read.
+fn looks(store: &Store, rows: &Rows) -> HashMap<Digest, Look> {
     let mut seen = HashSet::new();
     let targets: Vec<&Descriptor> =
-        images.iter().map(|i| &i.target).filter(|target| seen.insert(&target.digest)).collect();
-    let size = |target: &Descriptor| {
-        let walk = walk(store, target, &|digest| blobs.contains(digest)).ok()?;
-        Some((target.digest.clone(), walk.size()))
+        rows.images.iter().map(|i| &i.target).filter(|target| seen.insert(&target.digest)).collect();
+    let look = |target: &Descriptor| {
+        let walk = walk(store, target, &|digest| rows.blobs.contains(digest)).ok()?;
+        Some((target.digest.clone(), look(store, &walk, rows)))
     };
-    parallel::map(targets, size).into_iter().flatten().collect()
+    parallel::map(targets, look).into_iter().flatten().collect()
+}
+
+fn look(store: &Store, walk: &Walk, rows: &Rows) -> Look {
+    let layers = || walk.manifest.iter().flat_map(|manifest| &manifest.layers);
+    let config = walk.manifest.iter().map(|manifest| &manifest.config);
+    let mut parts: HashMap<Part, u64> = walk
+        .documents
+        .iter()
+        .map(|(document, _)| document)
+        .chain(config)
+        .chain(layers())
+        .filter(|blob| rows.blobs.contains(&blob.digest))
+        .map(|blob| (Part::Blob(blob.digest.clone()), blob.size))
+        .collect();
+    let chain = if rows.snapshots.is_empty() { Vec::new() } else { chain(store, walk).unwrap_or_default() };
+    let has: Vec<(&Digest, u64)> =
+        chain.iter().map_while(|key| Some((key, *rows.snapshots.get(key.as_str())?))).collect();
+    let is_unpacked = !chain.is_empty() && has.len() == chain.len();
+    let unpacked = has.iter().map(|(_, size)| size).sum();
+    parts.extend(has.into_iter().map(|(key, size)| (Part::Snapshot(key.clone()), size)));
+    let kept = layers().all(|layer| rows.blobs.contains(&layer.digest));
+    let policy = match (kept, is_unpacked) {
+        (true, true) => Kept::Unpack,
+        (true, false) => Kept::Fetch,
+        (false, true) => Kept::UnpackDiscard,
+        (false, false) => Kept::Incomplete,
+    };
+    Look { policy, size: walk.size(), unpacked, parts }
+}
+
+/// The chainIDs of an image's layers; `None` where it has no config that says.
+fn chain(store: &Store, walk: &Walk) -> Option<Vec<Digest>> {
+    let config = &walk.manifest.as_ref()?.config;
+    if !media_type::is_image_config(&config.media_type) {
+        return None;
+    }
+    let config = Config::parse(&store.read(&config.digest, MAX_DOCUMENT).ok()?).ok()?;
+    Some(chain_ids(&config.diff_ids?))
+}
+
+/// What more than one of them has.
+fn shared<'l>(looks: impl Iterator<Item = &'l Look>) -> HashSet<Part> {
+    let (mut once, mut shared) = (HashSet::new(), HashSet::new());
+    for part in looks.flat_map(|look| look.parts.keys()) {
+        if !once.insert(part) {
+            shared.insert(part.clone());
+        }
+    }
+    shared
 }

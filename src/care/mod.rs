@@ -5,7 +5,7 @@ mod list;
 mod snapshots;
 
 pub use check::{CheckReport, Finding, Severity, check};
-pub use list::{ListedImage, images};
+pub use list::{Kept, ListedImage, images};
 
 use crate::root::RootError;
 use crate::{content, metadata};

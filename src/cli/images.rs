@@ -1,6 +1,7 @@
 //! `prebake images`.
 
 use clap::Args;
+use prebake::care::Kept;
 
 use super::output;
 use super::{Failed, RootArgs};
@@ -33,11 +34,27 @@ pub(super) fn run(args: &ImagesArgs) -> Result<u8, Failed> {
         output::say_json_lines(&images);
         return Ok(0);
     }
-    let mut rows = vec![["NAMESPACE", "NAME", "TARGET", "SIZE", "PINNED"].map(str::to_owned).to_vec()];
+    let header = ["NAMESPACE", "NAME", "TARGET", "POLICY", "COMPRESSED", "UNPACKED", "SHARED", "PINNED"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
     for image in images {
-        let size = image.size.map_or("incomplete".to_owned(), output::bytes);
+        let policy = match image.policy {
+            Some(Kept::Fetch) => "fetch",
+            Some(Kept::Unpack) => "unpack",
+            Some(Kept::UnpackDiscard) => "unpack-discard",
+            Some(Kept::Incomplete) | None => "incomplete",
+        };
+        let size = |size: u64| if size == 0 { String::new() } else { output::bytes(size) };
         let pinned = if image.pinned { "yes" } else { "" }.to_owned();
-        rows.push(vec![image.namespace, image.name, image.digest, size, pinned]);
+        rows.push(vec![
+            image.namespace,
+            image.name,
+            image.digest,
+            policy.to_owned(),
+            image.size.map_or(String::new(), output::bytes),
+            size(image.unpacked),
+            size(image.shared),
+            pinned,
+        ]);
     }
     output::table(&rows);
     Ok(0)

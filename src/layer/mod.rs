@@ -2,6 +2,7 @@
 
 mod apply;
 mod dirs;
+mod inflate;
 mod pack;
 mod read;
 mod stream;
@@ -16,6 +17,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 pub use apply::{Lowers, Onto};
+pub use inflate::{Block, Buffers, Gunzip, GzipError};
 pub use pack::{Compression, File, Kind, compress, tar};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};
 pub use stream::{Job, unpack};

@@ -7,12 +7,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::apply::{Onto, apply};
+use super::inflate::{Block, Buffers, Gunzip, GzipError};
 use super::read::Reader;
 use super::{Error, Result};
 use crate::oci::{Digest, Hasher, media_type};
 
-/// Bytes of a block that is handed from thread to thread.
-const BLOCK: usize = 1 << 18;
 /// Blocks on their way to a thread. With those the threads hold, a layer takes no more memory than this allows.
 const BLOCKS: usize = 4;
 /// The largest window of a zstd frame, as a power of two: what `zstd --ultra -22` makes.
@@ -33,6 +32,8 @@ pub struct Job<'a> {
     pub diff_id: &'a Digest,
     /// Most bytes of its archive, and of the files in it.
     pub limit: u64,
+    /// Where decompressed bytes go on their way.
+    pub buffers: &'a Arc<Buffers>,
     /// Whether nobody wants it any more.
     pub stop: &'a (dyn Fn() -> bool + Sync),
 }
@@ -44,7 +45,7 @@ pub struct Job<'a> {
 pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto<'_>) -> Result<()> {
     let detect = detects(job.media_type)?;
     let (to_apply, received) = sync_channel(BLOCKS);
-    let (to_hash, hashed) = sync_channel::<Arc<Vec<u8>>>(BLOCKS);
+    let (to_hash, hashed) = sync_channel::<Arc<Block>>(BLOCKS);
     thread::scope(|scope| {
         let decode = move || {
             let end = decode(source, detect, job, &to_apply, &to_hash);
@@ -62,7 +63,7 @@ pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto
         };
         thread::Builder::new().name("decompress".into()).spawn_scoped(scope, decode)?;
         let hasher = thread::Builder::new().name("hash".into()).spawn_scoped(scope, hash)?;
-        let mut blocks = Blocks { received, block: Arc::default(), at: 0, failure: None };
+        let mut blocks = Blocks { received, block: None, at: 0, failure: None };
         let applied = whole(&mut blocks, dir, onto, job.limit);
         if let Some(error) = blocks.failure.take() {
             return Err(error);
@@ -98,35 +99,41 @@ fn detects(kind: &str) -> Result<bool> {
     }
 }
 
-type Sent = Result<Arc<Vec<u8>>>;
+type Sent = Result<Arc<Block>>;
 
 fn decode(
     mut source: impl Read + Send,
     detect: bool,
     job: &Job<'_>,
     to_apply: &SyncSender<Sent>,
-    to_hash: &SyncSender<Arc<Vec<u8>>>,
+    to_hash: &SyncSender<Arc<Block>>,
 ) -> Result<()> {
     let mut start = Vec::new();
     source.by_ref().take(8).read_to_end(&mut start).map_err(Error::Source)?;
     let word = start.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
     let gzip = detect && start.starts_with(&GZIP_MAGIC);
     let zstd = detect && (word == ZSTD_MAGIC || start.len() == 8 && word & !0xf == ZSTD_SKIPPABLE);
-    let input = Input { inner: io::Cursor::new(start).chain(source), failure: None };
+    let mut source = io::Cursor::new(start).chain(source);
     let mut sink = Sink { job, to_apply, to_hash, total: 0 };
+    let broken = |kind| move |source| Error::Compression { kind, source };
     if gzip {
-        let mut decoder = flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(BLOCK, input));
-        let ended = sink.all("gzip", &mut decoder);
-        decoder.get_mut().get_mut().or(ended)
+        let mut blocks = Gunzip::new(source, Arc::clone(job.buffers));
+        sink.all(|| {
+            blocks.next_block().map_err(|error| match error {
+                GzipError::Read(source) => Error::Source(source),
+                other => broken("gzip")(io::Error::other(other)),
+            })
+        })
     } else if zstd {
-        let mut decoder = zstd::stream::read::Decoder::new(input).map_err(Error::Io)?;
+        let mut input = Input { inner: source, failure: None };
+        let mut decoder = zstd::stream::read::Decoder::new(&mut input).map_err(Error::Io)?;
         decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Error::Io)?;
-        let ended = sink.all("zstd", &mut decoder);
-        decoder.get_mut().get_mut().or(ended)
+        let ended = sink.all(|| Block::read(job.buffers, &mut decoder).map_err(broken("zstd")));
+        drop(decoder);
+        // Its own error, not what the decompressor made of it.
+        input.failure.map_or(ended, |failure| Err(Error::Source(failure)))
     } else {
-        let mut input = input;
-        let ended = sink.all("archive", &mut input);
-        input.or(ended)
+        sink.all(|| Block::read(job.buffers, &mut source).map_err(Error::Source))
     }
 }
 
@@ -146,34 +153,23 @@ impl<R: Read> Read for Input<R> {
     }
 }
 
-impl<R> Input<R> {
-    /// The error of the input before that of what reads it.
-    fn or(&mut self, ended: Result<()>) -> Result<()> {
-        self.failure.take().map_or(ended, |failure| Err(Error::Source(failure)))
-    }
-}
-
 /// Where decompressed bytes go.
 struct Sink<'a> {
     job: &'a Job<'a>,
     to_apply: &'a SyncSender<Sent>,
-    to_hash: &'a SyncSender<Arc<Vec<u8>>>,
+    to_hash: &'a SyncSender<Arc<Block>>,
     total: u64,
 }
 
 impl Sink<'_> {
-    fn all(&mut self, kind: &'static str, decoder: &mut impl Read) -> Result<()> {
-        loop {
-            let mut block = Vec::with_capacity(BLOCK);
-            decoder.take(BLOCK as u64).read_to_end(&mut block).map_err(|source| Error::Compression { kind, source })?;
-            if block.is_empty() {
-                return Ok(());
-            }
+    fn all(&mut self, mut next: impl FnMut() -> Result<Option<Block>>) -> Result<()> {
+        while let Some(block) = next()? {
             self.block(block)?;
         }
+        Ok(())
     }
 
-    fn block(&mut self, block: Vec<u8>) -> Result<()> {
+    fn block(&mut self, block: Block) -> Result<()> {
         self.total += block.len() as u64;
         if self.total > self.job.limit {
             return Err(Error::TooLarge { limit: self.job.limit });
@@ -190,7 +186,7 @@ impl Sink<'_> {
 /// Decompressed bytes, read where they lie.
 struct Blocks {
     received: Receiver<Sent>,
-    block: Arc<Vec<u8>>,
+    block: Option<Arc<Block>>,
     at: usize,
     /// Why there are no more of them.
     failure: Option<Error>,
@@ -198,12 +194,12 @@ struct Blocks {
 
 impl BufRead for Blocks {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.at == self.block.len() {
+        if self.block.as_ref().is_none_or(|block| self.at == block.len()) {
+            // Given back before another one is waited for.
+            self.block = None;
+            self.at = 0;
             match self.received.recv() {
-                Ok(Ok(block)) => {
-                    self.block = block;
-                    self.at = 0;
-                }
+                Ok(Ok(block)) => self.block = Some(block),
                 Ok(Err(error)) => {
                     self.failure = Some(error);
                     return Err(io::Error::other("no more bytes"));
@@ -211,7 +207,7 @@ impl BufRead for Blocks {
                 Err(_) => return Ok(&[]),
             }
         }
-        Ok(&self.block[self.at..])
+        Ok(self.block.as_ref().map_or(&[], |block| &block[self.at..]))
     }
 
     fn consume(&mut self, n: usize) {

@@ -382,9 +382,6 @@ pub fn put_snapshot(
             changed = true;
         }
     }
-    if tx.sequence(&[&path[..], &[CHILDREN]].concat()).map_err(bolt_error)?.is_none() {
-        tx.create_bucket(&[&path[..], &[CHILDREN]].concat()).map_err(bolt_error)?;
-    }
     if !snapshot.parent.is_empty() {
         let siblings = [&owner[..], &[snapshot.parent.as_bytes(), CHILDREN]].concat();
         if bolt_get(tx, &siblings, snapshot.key.as_bytes())?.is_none() {

@@ -9,7 +9,7 @@ use ::prebake::oci::{Digest, media_type};
 use serde_json::{Value, json};
 
 use crate::cri;
-use crate::peers::{self, Containerd, RELEASES, Registry, run};
+use crate::peers::{self, Containerd, RELEASES, Registry, Tmpfs, run};
 use crate::support::content::demo;
 use crate::support::prebake::{blobs, containerd_root, prebake, records};
 
@@ -261,23 +261,6 @@ fn memory_stays_flat() {
     assert!(output.status.success(), "{stderr}");
     let kib: u64 = stderr.trim().parse().unwrap();
     assert!(kib <= 64 << 10, "{kib} KiB at the peak");
-}
-
-/// A small file system of its own, unmounted when dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(path: PathBuf, options: &str) -> Self {
-        fs::create_dir_all(&path).unwrap();
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "prebake-test"]).arg(&path));
-        Self(path)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }
 
 #[test]

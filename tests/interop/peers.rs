@@ -282,3 +282,25 @@ impl Drop for Containerd {
         self.end_containers();
     }
 }
+
+/// A small file system of its own, unmounted when dropped.
+pub struct Tmpfs(pub PathBuf);
+
+impl Tmpfs {
+    pub fn mount(path: PathBuf, options: &str) -> Self {
+        Self::mount_as("tmpfs", path, options)
+    }
+
+    /// One of another kind.
+    pub fn mount_as(kind: &str, path: PathBuf, options: &str) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        run(Command::new("mount").args(["-t", kind, "-o", options, "prebake-test"]).arg(&path));
+        Self(path)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}

@@ -15,7 +15,7 @@ use ::prebake::layer::{Compression, compress};
 use ::prebake::oci::{Digest, Document, Platform, media_type};
 use serde_json::{Value, json};
 
-pub use archive::Entry;
+pub use archive::{Contents, Entry, Sparse};
 pub use draw::draw;
 pub use features::{ACCEPTED, REFUSED};
 

@@ -1,0 +1,6 @@
+//! Streams made by hand and by flate2, whole and damaged.
+
+mod contents;
+mod deflate;
+mod members;
+mod support;
