@@ -39,9 +39,8 @@ const STACKS: u64 = 60;
 /// What a campaign came to.
 #[derive(Default)]
 struct Tally {
-    accepted: BTreeMap<&'static str, usize>,
-    refused: BTreeMap<&'static str, usize>,
-    counts: [usize; 2],
+    accepted: usize,
+    refused: usize,
     /// Stacks that our own model of containerd judges differently.
     surprises: Vec<String>,
     failures: Vec<String>,
@@ -54,12 +53,8 @@ impl Tally {
         if outcome.left.is_ok() != expected.is_none() {
             self.surprises.push(format!("seed {seed}: {:?}, the model says {expected:?}", outcome.left));
         }
-        self.counts[usize::from(outcome.left.is_err())] += 1;
-        if outcome.left.is_ok() {
-            stack.features().into_iter().for_each(|feature| *self.accepted.entry(feature).or_default() += 1);
-        } else {
-            *self.refused.entry(expected.unwrap_or("unforeseen")).or_default() += 1;
-        }
+        let count = if outcome.left.is_ok() { &mut self.accepted } else { &mut self.refused };
+        *count += 1;
         if !outcome.differences.is_empty() {
             let small = shrink(pair, stack);
             let outcome = pair.judge(&small.image(), true);
@@ -68,25 +63,6 @@ impl Tally {
             self.failures
                 .push(format!("seed {seed}, made small:\n{}{count} differences: {shown:#?}", small.describe()));
         }
-    }
-
-    /// Whether every corner was there, and refused for every reason: else the stacks are no test of it.
-    fn reached_everything(&self) {
-        for (known, seen) in [(stack::ACCEPTED, &self.accepted), (stack::REFUSED, &self.refused)] {
-            let missing: Vec<_> = known.iter().filter(|name| !seen.contains_key(*name)).collect();
-            let unknown: Vec<_> = seen.keys().filter(|name| !known.contains(name)).collect();
-            assert!(missing.is_empty() && unknown.is_empty(), "missing: {missing:?}, unknown: {unknown:?}");
-        }
-    }
-
-    fn print(&self) {
-        for (feature, count) in &self.accepted {
-            eprintln!("{count:4} accepted: {feature}");
-        }
-        for (reason, count) in &self.refused {
-            eprintln!("{count:4} refused: {reason}");
-        }
-        eprintln!("{} accepted, {} refused; surprises: {:#?}", self.counts[0], self.counts[1], self.surprises);
     }
 }
 
@@ -118,7 +94,7 @@ fn shrink(pair: &Pair, stack: &Stack) -> Stack {
     }
 }
 
-fn campaign(pair: &Pair, seeds: Range<u64>, wanted: impl Fn(&Stack) -> bool) -> Tally {
+fn campaign(pair: &Pair, seeds: Range<u64>, wanted: impl Fn(&Stack) -> bool) {
     let mut tally = Tally::default();
     for seed in seeds {
         let stack = stack::draw(seed);
@@ -129,9 +105,10 @@ fn campaign(pair: &Pair, seeds: Range<u64>, wanted: impl Fn(&Stack) -> bool) -> 
             break;
         }
     }
-    tally.print();
+    eprintln!("{} stacks accepted, {} refused; surprises: {:#?}", tally.accepted, tally.refused, tally.surprises);
     assert!(tally.failures.is_empty(), "{}", tally.failures.join("\n"));
-    tally
+    // What the stacks reach is counted by the model.
+    assert!(tally.surprises.len() <= (tally.accepted + tally.refused) / 50, "the model is wrong too often");
 }
 
 /// The left side is containerd in that release, the right one prebake.
@@ -150,7 +127,28 @@ fn old_enough(stack: &Stack) -> bool {
     !stack.features().contains("documents, Docker, with zstd")
 }
 
-/// A layer that is a file of its own, made by a real tool.
+/// The corners that stacks reach, by the model: else they are no test of them.
+#[test]
+fn the_stacks_reach_every_corner() {
+    let mut accepted: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut refused: BTreeMap<&str, usize> = BTreeMap::new();
+    for stack in (0..500).map(stack::draw) {
+        match stack.refusal() {
+            None => stack.features().into_iter().for_each(|feature| *accepted.entry(feature).or_default() += 1),
+            Some(reason) => *refused.entry(reason).or_default() += 1,
+        }
+    }
+    eprintln!("accepted: {accepted:#?}\nrefused: {refused:#?}");
+    for (known, seen, least) in [(stack::ACCEPTED, &accepted, 4), (stack::REFUSED, &refused, 1)] {
+        let rare: Vec<_> = known.iter().filter(|name| seen.get(*name).is_none_or(|count| *count < least)).collect();
+        let unknown: Vec<_> = seen.keys().filter(|name| !known.contains(name)).collect();
+        assert!(rare.is_empty() && unknown.is_empty(), "rare: {rare:?}, unknown: {unknown:?}");
+    }
+    let share = accepted["documents, OCI"] + accepted["documents, Docker"];
+    assert!(share > 300, "{share} of 500 are accepted");
+}
+
+/// An image of real files, as gzip.
 fn debian() -> Image {
     let layer = |i: usize| {
         let tar = fs::read(peers::dir().join(format!("debian/layer{i}.tar"))).unwrap();
@@ -171,17 +169,8 @@ fn is_unpacked_alike(pair: &Pair, name: &str, image: &Image) {
 fn random_stacks_are_unpacked_as_containerd_does() {
     let dir = tempfile::tempdir().unwrap();
     let pair = pair("2.1.9", dir.path());
-    let tally = campaign(&pair, seeds(STACKS), |stack| {
-        std::env::var("SKIP").is_err()
-            || !(stack.layers.iter().any(|l| {
-                l.entries.iter().any(|e| e.flag == b'1')
-                    && l.entries.iter().any(|e| e.xattrs.iter().any(|x| x.0 == b"security.capability"))
-            }))
-    });
+    campaign(&pair, seeds(STACKS), |_| true);
     is_sound(&pair);
-    if variable("PREBAKE_SEED").is_none() {
-        tally.reached_everything();
-    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Entries of archives, and their bytes in every format there is: written by hand, because what is tested is what no
 //! writer of archives would write.
 
+use std::fmt::Write as _;
+
 use crate::support::bolt_script::hex;
 
 const BLOCK: usize = 512;
@@ -306,7 +308,7 @@ fn data_blocks(out: &mut Vec<u8>, data: &[u8]) {
 fn map_in_data(fragments: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let mut map = format!("{}\n", fragments.len());
     for (at, bytes) in fragments {
-        map.push_str(&format!("{at}\n{}\n", bytes.len()));
+        writeln!(map, "{at}\n{}", bytes.len()).unwrap();
     }
     let mut map = map.into_bytes();
     map.resize(map.len().next_multiple_of(BLOCK), 0);

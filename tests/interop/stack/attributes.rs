@@ -90,14 +90,16 @@ fn capabilities(rng: &mut Rng) -> Vec<u8> {
     let mut value = vec![1, 0, 0, 2];
     value.extend(rng.bytes(4));
     value.extend([0; 12]);
-    if rng.one_in(3) {
+    if rng.one_in(12) {
+        value.truncate(7);
+    } else if rng.one_in(3) {
         value[3] = 3;
         value.extend(u32::try_from(rng.below(2) * 1000).unwrap().to_le_bytes());
     }
     value
 }
 
-/// An access control list as the kernel takes it (linux/posix_acl_xattr.h).
+/// An access control list as the kernel takes it (`linux/posix_acl_xattr.h`).
 fn acl(rng: &mut Rng) -> Vec<u8> {
     const NOBODY: u32 = u32::MAX;
     let user = 1000 + u32::try_from(rng.below(3)).unwrap();

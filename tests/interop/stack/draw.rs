@@ -4,6 +4,7 @@ use ::prebake::layer::Compression;
 
 use super::archive::{Contents, Entry, record};
 use super::attributes;
+use super::features::REFUSED;
 use super::model::{Kind, Model};
 use super::{Layer, Stack};
 use crate::support::rng::Rng;
@@ -33,19 +34,19 @@ struct Draw {
     rng: Rng,
     names: Vec<Vec<u8>>,
     model: Model,
-    /// Whether entries that containerd refuses may be kept.
-    wild: bool,
+    /// For what containerd may refuse it.
+    wild: Option<&'static str>,
 }
 
 /// The stack of a seed.
 pub fn draw(seed: u64) -> Stack {
     let mut rng = Rng::new(seed);
-    let wild = rng.one_in(6);
+    let wild = rng.one_in(5).then(|| REFUSED[rng.below(REFUSED.len())]);
     let many = 3 + rng.below(6);
     let names = (0..many).map(|_| name(&mut rng)).collect();
     let mut draw = Draw { rng, names, model: Model::default(), wild };
     let mut layers: Vec<Layer> = Vec::new();
-    for i in 0..1 + draw.rng.below(6) {
+    for i in 0..=draw.rng.below(6) {
         let layer = if i > 0 && draw.rng.one_in(15) { layers[draw.rng.below(i)].clone() } else { draw.layer() };
         layers.push(draw.settle(layer));
     }
@@ -66,6 +67,9 @@ fn name(rng: &mut Rng) -> Vec<u8> {
 
 impl Draw {
     fn layer(&mut self) -> Layer {
+        if self.wild == Some("a blob without a byte") && self.rng.one_in(2) {
+            return Layer { entries: Vec::new(), compression: Compression::None, tail: None };
+        }
         let count = match self.rng.below(10) {
             0 => 0,
             1 => 60,
@@ -82,7 +86,7 @@ impl Draw {
             [Compression::None, Compression::Gzip, Compression::Gzip, Compression::Zstd][self.rng.below(4)];
         let tail = match self.rng.below(8) {
             // Without an end as well, it would have no byte.
-            0 if !entries.is_empty() || self.wild => None,
+            0 if !entries.is_empty() => None,
             1 => {
                 let len = 1 + self.rng.below(3000);
                 Some(self.rng.bytes(len))
@@ -95,21 +99,41 @@ impl Draw {
     /// Applies a layer to the model, without those of its entries that are refused where it lies.
     fn settle(&mut self, mut layer: Layer) -> Layer {
         let wild = self.wild;
-        layer.entries.retain(|entry| self.take(entry).is_ok() || wild);
+        layer.entries.retain(|entry| self.take(entry).is_ok() || wild.is_some());
         self.model.end();
         layer
     }
 
     /// Applies an entry, unless it would be refused.
     fn take(&mut self, entry: &Entry) -> Result<(), &'static str> {
-        let mut model = self.model.clone();
-        model.apply(entry)?;
-        model.can_end()?;
-        self.model = model;
+        self.model = self.after(entry)?;
         Ok(())
     }
 
+    fn after(&self, entry: &Entry) -> Result<Model, &'static str> {
+        let mut model = self.model.clone();
+        model.apply(entry)?;
+        model.can_end()?;
+        Ok(model)
+    }
+
+    /// An entry that is refused for the wanted reason.
+    fn refused(&mut self, wanted: &str) -> Option<Entry> {
+        for _ in 0..300 {
+            let entry = self.any();
+            if self.after(&entry).is_err_and(|reason| reason == wanted) {
+                return Some(entry);
+            }
+        }
+        None
+    }
+
     fn entry(&mut self, last: Option<&Entry>) -> Option<Entry> {
+        if let Some(wanted) = self.wild
+            && self.rng.one_in(20)
+        {
+            return self.refused(wanted);
+        }
         for _ in 0..TRIES {
             let entry = match last {
                 // Twice the same, as archives that were appended to have it.
@@ -118,7 +142,6 @@ impl Draw {
             };
             match self.take(&entry) {
                 Ok(()) => return Some(entry),
-                Err(_) if self.wild && self.rng.one_in(60) => return Some(entry),
                 Err(_) => {}
             }
         }
@@ -141,7 +164,7 @@ impl Draw {
             95..97 => Entry::new([path, b"/".to_vec()].concat(), 0),
             97 => Entry { contents: attributes::contents(&mut self.rng), ..Entry::new(path, 0) },
             98 => Entry::new(self.odd_whiteout(), b'0'),
-            _ if self.wild => Entry::new(path, b"7AMZ"[self.rng.below(4)]),
+            _ if self.wild.is_some() => Entry::new(path, b"7AMZ"[self.rng.below(4)]),
             _ => Entry::new(path, b'5'),
         };
         if entry.flag != b'g' {
@@ -188,6 +211,7 @@ impl Draw {
     fn symlink_target(&mut self) -> Vec<u8> {
         let path = self.path();
         match self.rng.below(8) {
+            0 if self.rng.one_in(8) => Vec::new(),
             0 => [b"/", path.as_slice()].concat(),
             1 => [b"../", path.as_slice()].concat(),
             2 => [self.known(|kind| matches!(kind, Kind::Link(_))), b"/../".to_vec(), self.name()].concat(),

@@ -17,10 +17,6 @@ pub fn of_entry(entry: &Entry) -> Vec<&'static str> {
     };
     let directory = entry.flag == b'5' || entry.flag == 0 && entry.path.ends_with(b"/");
     match (&entry.contents, entry.flag) {
-        (Contents::Sparse(Sparse::OldGnu, _, fragments), _) => {
-            is(true, "sparse, old GNU");
-            is(fragments.len() > 4, "sparse, old GNU, with more blocks");
-        }
         (Contents::Sparse(Sparse::Pax00, ..), _) => is(true, "sparse, PAX 0.0"),
         (Contents::Sparse(Sparse::Pax01, ..), _) => is(true, "sparse, PAX 0.1"),
         (Contents::Sparse(Sparse::Pax10, ..), _) => is(true, "sparse, PAX 1.0"),
@@ -33,7 +29,7 @@ pub fn of_entry(entry: &Entry) -> Vec<&'static str> {
         (_, b'4') => is(true, "block device"),
         (_, b'6') => is(true, "fifo"),
         (_, b'g') => {
-            is(true, if entry.go_path() == entry.path { "global records" } else { "global records with a path" })
+            is(true, if entry.go_path() == entry.path { "global records" } else { "global records with a path" });
         }
         _ => {}
     }
@@ -112,6 +108,125 @@ pub fn of_layer(layer: &Layer) -> Vec<&'static str> {
     found
 }
 
-/// Every feature that a stack containerd accepts may have, and must have in a campaign.
-pub const ACCEPTED: &[&str] = &[];
-pub const REFUSED: &[&str] = &[];
+/// What stacks that containerd accepts have.
+pub const ACCEPTED: &[&str] = &[
+    "access before change",
+    "access behind change",
+    "block device",
+    "char device",
+    "device 0:0",
+    "device, large numbers",
+    "directory again",
+    "directory behind its whiteout",
+    "directory by its slash",
+    "directory over a file",
+    "directory over a symlink to one",
+    "directory replaced later",
+    "documents, Docker",
+    "documents, Docker, with zstd",
+    "documents, OCI",
+    "entry below a symlink",
+    "entry of the root",
+    "fifo",
+    "file again",
+    "file behind its whiteout",
+    "file over a directory",
+    "file over a symlink",
+    "file, empty",
+    "file, large",
+    "file, old type flag",
+    "file, small",
+    "file, the same bytes again",
+    "global records",
+    "global records with a path",
+    "global records with the path of a file",
+    "hard link through a symlink",
+    "hard link to a device",
+    "hard link to a file",
+    "hard link to a symlink",
+    "header, V7",
+    "header, ustar",
+    "implied directory",
+    "implied directory in layer 0",
+    "implied directory over a directory",
+    "implied directory over a file",
+    "implied directory over a symlink to a directory",
+    "implied directory over a whiteout",
+    "layer, bytes behind its end",
+    "layer, empty",
+    "layer, gzip",
+    "layer, no end",
+    "layer, not compressed",
+    "layer, the same again",
+    "layer, zstd",
+    "long link, GNU",
+    "long link, PAX",
+    "long path, GNU",
+    "long path, PAX",
+    "mode with bits of a type",
+    "mode with setuid, setgid or sticky",
+    "opaque before the rest",
+    "opaque behind the rest",
+    "opaque implied directory",
+    "opaque in layer 0",
+    "opaque removes an implied directory",
+    "opaque root",
+    "owner -1",
+    "owner above 2^21",
+    "owner above 65535",
+    "owner below -1",
+    "path above the root",
+    "path beyond ASCII",
+    "path with ..",
+    "path with //",
+    "path, absolute",
+    "size without contents",
+    "slash behind a file",
+    "sparse, PAX 0.0",
+    "sparse, PAX 0.1",
+    "sparse, PAX 1.0",
+    "symlink in a circle",
+    "symlink over a directory",
+    "symlink through a symlink",
+    "symlink to a directory",
+    "symlink to a file",
+    "symlink to an absolute path",
+    "symlink to nothing",
+    "symlink with ..",
+    "time before 1970",
+    "time beyond 2262",
+    "time with nanoseconds",
+    "whiteout behind a directory of the layer",
+    "whiteout behind a name of the layer",
+    "whiteout of a lower directory",
+    "whiteout of a lower name",
+    "whiteout of a whiteout's name",
+    "whiteout of nothing",
+    "xattr of no name space",
+    "xattr, ACL",
+    "xattr, binary",
+    "xattr, capabilities",
+    "xattr, empty",
+    "xattr, trusted",
+    "xattr, user",
+    "xattr, user, on no file",
+];
+
+/// Why it refuses the others.
+pub const REFUSED: &[&str] = &[
+    "a blob without a byte",
+    "a default ACL of no directory",
+    "a directory that is gone in the end",
+    "a directory with contents",
+    "a file where a directory is needed",
+    "a hard link to a directory",
+    "a hard link to itself",
+    "a hard link to nothing",
+    "a symlink to a bad name",
+    "a whiteout of what is there",
+    "an invalid whiteout",
+    "an old sparse file",
+    "an unknown type",
+    "capabilities that are none",
+    "too many symlinks",
+];

@@ -120,7 +120,7 @@ impl Image {
         Some(Self { content, config: manifest.config.digest, layers })
     }
 
-    /// The chain of each layer: the names of the snapshots (OCI image specification, config.md, "Layer ChainID").
+    /// The chain of each layer: the names of the snapshots (OCI image specification, `config.md`, on chains).
     pub fn chains(&self) -> Vec<Digest> {
         let mut chains: Vec<Digest> = Vec::new();
         for (_, diff_id) in &self.layers {

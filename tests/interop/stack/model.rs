@@ -184,6 +184,7 @@ impl Model {
             b'2' => self.symlink(&path, &entry.link)?,
             b'1' => self.hard_link(&path, entry)?,
             b'g' => {}
+            b'S' => return Err("an old sparse file"),
             _ => return Err("an unknown type"),
         }
         self.xattrs(&path, entry)?;
@@ -301,7 +302,7 @@ impl Model {
     }
 
     fn replace(&mut self, path: &[u8], flag: u8) {
-        let Ok(Some(there)) = self.tree.lstat(path).map(|kind| kind.cloned()) else { return };
+        let Ok(Some(there)) = self.tree.lstat(path).map(Option::<&Kind>::cloned) else { return };
         let to_directory = self
             .tree
             .root_path(path)
