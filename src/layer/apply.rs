@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::dirs::{DirTimes, Umask};
 use super::read::{Entry, EntryKind, Reader, Time};
-use super::tree::{Tree, clean, file_type, join, open_to_list, remove_all, split};
+use super::tree::{Tree, clean_name, file_type, join, open_to_list, remove_all, split};
 use super::{Error, Result};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -103,9 +103,9 @@ impl<'a> Applier<'a> {
     }
 
     fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
-        let path = clean(&entry.path);
+        let path = clean_name(&entry.path);
         // The root itself is left as it is.
-        if path.is_empty() {
+        if matches!(path.as_slice(), b"" | b"/") {
             return Ok(());
         }
         let at = |action: &'static str| {
@@ -161,8 +161,9 @@ impl<'a> Applier<'a> {
     }
 
     fn open_parent(&mut self, path: &[u8]) -> Result<Dir> {
-        let (fd, path) = match self.tree.open_dir(path) {
-            Ok(fd) => (fd, path.to_vec()),
+        let plain = path.strip_prefix(b"/").unwrap_or(path);
+        let (fd, path) = match self.tree.open_dir(plain) {
+            Ok(fd) => (fd, plain.to_vec()),
             Err(Errno::LOOP | Errno::NOENT | Errno::NOTDIR) => {
                 let path = self.tree.resolve(path)?;
                 (self.make_parents(&path)?, path)
@@ -211,7 +212,7 @@ impl<'a> Applier<'a> {
                 }
             }
             let lower = &self.lowers[n];
-            let there = lower.resolve(path)?;
+            let there = lower.resolve(&[b"/", path].concat())?;
             let Some(stat) = lower.stat(&there)? else { continue };
             if file_type(&stat) != FileType::Directory {
                 break;
@@ -396,23 +397,14 @@ impl<'a> Applier<'a> {
         let (dir, name) = split(&target);
         let dir = self.tree.open_dir(dir)?;
         self.replacing(place, || rustix::fs::linkat(&dir, name, &place.dir.fd, place.name, AtFlags::empty()))?;
-        let stat = rustix::fs::statat(&place.dir.fd, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let (uid, gid) = owner(entry);
-        let same = |id: Option<u32>, has: u32| id.is_none_or(|id| id == has);
-        let owned = same(uid.map(Uid::as_raw), stat.st_uid) && same(gid.map(Gid::as_raw), stat.st_gid);
-        if !owned {
-            rustix::fs::chownat(&place.dir.fd, place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
-        }
+        // Even to the owner it has: the kernel then takes capabilities from the file, setuid and setgid.
+        self.own(entry, place, false)?;
         place.set_xattrs(entry)?;
-        let has = Mode::from_raw_mode(stat.st_mode & MODE_BITS);
-        if file_type(&stat) != FileType::Symlink && (!owned || !entry.xattrs.is_empty() || has != mode(entry)) {
+        let stat = rustix::fs::statat(&place.dir.fd, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if file_type(&stat) != FileType::Symlink {
             rustix::fs::chmodat(&place.dir.fd, place.name, mode(entry), AtFlags::empty())?;
         }
-        let times = times(entry);
-        if times.last_access != accessed(&stat) || times.last_modification != modified(&stat) {
-            place.set_times(entry)?;
-        }
-        Ok(())
+        Ok(place.set_times(entry)?)
     }
 
     fn needs_owner(&self, entry: &Entry, place: &Place<'_>, new: bool) -> bool {

@@ -13,9 +13,27 @@ const MAX_PATH: usize = 4096;
 /// Directories that are open at a time while a tree is removed.
 const MAX_DEPTH: usize = 64;
 
+/// An entry's path without names that lead nowhere (Go `filepath.Clean`). What begins above the root begins at it, with a
+/// slash: symbolic links are followed a little differently from there.
+pub(super) fn clean_name(path: &[u8]) -> Vec<u8> {
+    let mut depth = 0_usize;
+    let mut absolute = path.first() == Some(&b'/');
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => match depth.checked_sub(1) {
+                Some(above) => depth = above,
+                None => absolute = true,
+            },
+            _ => depth += 1,
+        }
+    }
+    if absolute { [b"/", clean(path).as_slice()].concat() } else { clean(path) }
+}
+
 /// Without names that lead nowhere: no empty ones, no `.`, and no `..`, which takes away the name before it; never with a
-/// slash in front (Go `filepath.Clean` of the path put behind a slash).
-pub(super) fn clean(path: &[u8]) -> Vec<u8> {
+/// slash in front.
+fn clean(path: &[u8]) -> Vec<u8> {
     let mut names: Vec<&[u8]> = Vec::new();
     for name in path.split(|byte| *byte == b'/') {
         match name {
@@ -27,9 +45,10 @@ pub(super) fn clean(path: &[u8]) -> Vec<u8> {
     names.join(&b'/')
 }
 
-/// A clean path's last name, and the path before it.
+/// A clean path's last name, and the path before it; of an absolute one, with its slash.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
+        Some(0) => path.split_at(1),
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (&[], path),
     }

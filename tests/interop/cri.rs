@@ -28,6 +28,12 @@ pub fn pull_image(socket: &Path, name: &str) -> Result<(), String> {
     call(socket, "/runtime.v1.ImageService/PullImage", &message(1, &spec)).map(drop)
 }
 
+/// Removes an image with all its names.
+pub fn remove_image(socket: &Path, id: &str) {
+    let spec = message(1, id.as_bytes());
+    call(socket, "/runtime.v1.ImageService/RemoveImage", &message(1, &spec)).unwrap();
+}
+
 /// Whether CRI serves already, which it does a little after the rest.
 pub fn is_ready(socket: &Path) -> bool {
     call(socket, "/runtime.v1.RuntimeService/ListPodSandbox", &[]).is_ok()

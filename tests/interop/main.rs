@@ -22,6 +22,7 @@ mod sides;
 mod snapshots;
 mod space;
 mod stack;
+mod started;
 mod tar;
 mod tree;
 mod unpack;
