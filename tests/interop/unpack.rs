@@ -26,11 +26,12 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|n| n.parse().unwrap())
 }
 
-/// The seeds to try: `PREBAKE_SEED` alone, or as many as `PREBAKE_STACKS` says.
+/// The seeds to try: as many as `PREBAKE_STACKS` says, from `PREBAKE_SEED` on; that one alone when it is all that is given.
 fn seeds(default: u64) -> Range<u64> {
+    let stacks = variable("PREBAKE_STACKS").map(|n| n * default / STACKS);
     match variable("PREBAKE_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..variable("PREBAKE_STACKS").map_or(default, |n| n * default / STACKS),
+        Some(seed) => seed..seed + stacks.unwrap_or(1),
+        None => 0..stacks.unwrap_or(default),
     }
 }
 

@@ -140,9 +140,8 @@ impl Draw {
                 Some(last) if self.rng.one_in(40) => last.clone(),
                 _ => self.any(),
             };
-            match self.take(&entry) {
-                Ok(()) => return Some(entry),
-                Err(_) => {}
+            if self.take(&entry).is_ok() {
+                return Some(entry);
             }
         }
         None

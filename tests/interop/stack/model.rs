@@ -370,12 +370,13 @@ impl Model {
     }
 
     fn xattrs(&self, path: &[u8], entry: &Entry) -> Result<(), Refusal> {
-        let directory = self.tree.nodes.get(path) == Some(&Kind::Directory);
+        // A symlink can have none, which containerd takes for a file system that has none.
+        let tolerant = matches!(self.tree.nodes.get(path), Some(Kind::Directory | Kind::Link(_)));
         for (name, value) in &entry.xattrs {
             if name == b"security.capability" && ![20, 24].contains(&value.len()) {
                 return Err("capabilities that are none");
             }
-            if name == b"system.posix_acl_default" && !directory {
+            if name == b"system.posix_acl_default" && !tolerant {
                 return Err("a default ACL of no directory");
             }
         }
