@@ -14,7 +14,7 @@ bench-peers rounds="5":
 demo:
     cargo run --release -- demo
 
-# Fuzz a parser: bolt, tar, reference or document (needs nightly and cargo-fuzz)
+# Fuzz: bolt, tar, unpack, gunzip, reference or document (needs nightly and cargo-fuzz)
 fuzz target="bolt" seconds="60":
     cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -max_len=65536
 
