@@ -22,7 +22,7 @@ pub struct Snapshots {
     /// Each layer's directory.
     pub dirs: Vec<PathBuf>,
     /// Each layer's inodes and bytes, as they are recorded.
-    pub usages: Vec<String>,
+    pub usages: Vec<(u64, u64)>,
     pub said: BTreeMap<String, String>,
 }
 
@@ -125,8 +125,8 @@ impl Snapshots {
             record.remove("parent");
         }
         settle(&mut record);
-        let usage = ["inodes", "size"].map(|key| record.remove(key).unwrap_or_default());
-        self.usages.push(usage.join(" "));
+        let mut number = |key| record.remove(key).map_or(0, |n| n.parse().unwrap());
+        self.usages.push((number("inodes"), number("size")));
         self.say(i, "stored", Some(format!("{record:?}")));
         let labels = values(backend, &[stored.as_slice(), &["labels"]].concat());
         self.say(i, "stored labels", labels.map(|labels| format!("{labels:?}")));

@@ -201,4 +201,5 @@ fn two_releases_unpack_random_stacks_in_the_same_way() {
     let dir = tempfile::tempdir().unwrap();
     let pair = Pair::new(Side::containerd("2.1.9", dir.path()), Side::containerd("1.6.20", dir.path()), dir.path());
     campaign(&pair, seeds(20), old_enough);
+    is_unpacked_alike(&pair, "debian", &debian());
 }
