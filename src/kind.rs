@@ -187,10 +187,17 @@ impl From<&layer::Error> for Kind {
         use layer::Error;
         match error {
             Error::Source(error) | Error::Io(error) => error.into(),
-            Error::Entry { source, .. } => match Self::from(source) {
-                Self::NoSpace => Self::NoSpace,
-                // What an archive asks for cannot be done: its fault.
-                _ => Self::Corrupt,
+            Error::Entry { source, .. } => match source.kind() {
+                // What the archive asks for cannot be done.
+                io::ErrorKind::AlreadyExists
+                | io::ErrorKind::DirectoryNotEmpty
+                | io::ErrorKind::InvalidFilename
+                | io::ErrorKind::InvalidInput
+                | io::ErrorKind::IsADirectory
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied => Self::Corrupt,
+                _ => source.into(),
             },
             Error::Compression { .. }
             | Error::Tar(_)

@@ -81,12 +81,21 @@ pub enum Event<'a> {
         /// Digest of its index or manifest.
         digest: &'a Digest,
     },
-    /// A layer is in its snapshot.
-    LayerUnpacked {
+    /// A layer is being unpacked.
+    LayerStarted {
         /// Its blob.
         digest: &'a Digest,
         /// Its chainID: it, and all layers below it.
         chain: &'a Digest,
+    },
+    /// A layer is unpacked, or failed to be.
+    LayerEnded {
+        /// Its blob.
+        digest: &'a Digest,
+        /// Its chainID.
+        chain: &'a Digest,
+        /// Bytes on disk; `None`: it failed, or its image did.
+        unpacked: Option<u64>,
     },
     /// An image failed; the others go on.
     ImageFailed {

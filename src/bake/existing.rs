@@ -48,10 +48,9 @@ pub async fn unpack(
     metadata::check_namespace(&request.namespace)?;
     let started = Instant::now();
     tokio::pin!(cancel);
-    let report =
-        |images, cancelled| Report { images, totals: Totals::default(), elapsed: started.elapsed(), cancelled };
+    let report = |images, totals, cancelled| Report { images, totals, elapsed: started.elapsed(), cancelled };
     let Some(mut meta) = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await? else {
-        return Ok(report(Vec::new(), true));
+        return Ok(report(Vec::new(), Totals::default(), true));
     };
     let store = Store::create(&request.root)?;
     let mut snapshots = Snapshots::open(&request.root, &request.namespace, &mut meta)?;
@@ -81,6 +80,7 @@ pub async fn unpack(
         }
     };
     unpacker.settled().await;
+    let totals = unpacker.add_totals(Totals::default());
     let baked: Vec<_> = names
         .into_iter()
         .zip(done)
@@ -88,11 +88,11 @@ pub async fn unpack(
         .collect();
     if cancelled {
         let outcome = |(name, result): (String, Result<Baked, Failure>)| Outcome { name, failure: result.err() };
-        return Ok(report(baked.into_iter().map(outcome).collect(), true));
+        return Ok(report(baked.into_iter().map(outcome).collect(), totals, true));
     }
     let unpacked = Some((&mut snapshots, &*unpacker));
     let images = record(&request.root, &store, &mut meta, &request.namespace, baked, unpacked, &*listener)?;
-    Ok(report(images, false))
+    Ok(report(images, totals, false))
 }
 
 async fn unpack_one(

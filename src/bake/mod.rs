@@ -228,6 +228,10 @@ pub struct Totals {
     pub present_blobs: u64,
     /// Their bytes.
     pub present_bytes: u64,
+    /// Layers that were unpacked.
+    pub unpacked_layers: u64,
+    /// What they take, in bytes on disk.
+    pub unpacked_bytes: u64,
 }
 
 /// Bakes, until done or until `cancel` resolves; finished blobs stay either way. Images fail one by one, in the report.
@@ -302,7 +306,8 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     } else {
         baked.into_iter().map(|(name, result)| Outcome { name, failure: result.err() }).collect()
     };
-    Ok(Report { images, totals: fetcher.totals(), elapsed: started.elapsed(), cancelled })
+    let totals = unpacker.map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
+    Ok(Report { images, totals, elapsed: started.elapsed(), cancelled })
 }
 
 /// Gives each image its policy, and sees whether there is room for all of them.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
@@ -14,7 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Se
 use tokio::task::spawn_blocking;
 
 use super::blobs::{Blobs, Coming, Result, TRIES};
-use super::{Error, Event, Listener};
+use super::{Error, Event, Listener, Totals};
 use crate::content::{GrowingReader, Store};
 use crate::layer::{self, Buffers, Job, Onto, Usage};
 use crate::metadata::Labels;
@@ -106,13 +107,25 @@ pub(super) struct Unpacker {
     buffers: Arc<Buffers>,
     permits: Arc<Semaphore>,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
+    layers: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Unpacker {
     pub(super) fn new(dirs: Dirs, store: Store, listener: Arc<dyn Listener>, limit: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = Arc::new(Semaphore::new((cores * PER_CORE).min(MAX_AT_ONCE)));
-        Self { dirs, store, listener, limit, buffers: Buffers::new(), permits, slots: Mutex::default() }
+        Self {
+            dirs,
+            store,
+            listener,
+            limit,
+            buffers: Buffers::new(),
+            permits,
+            slots: Mutex::default(),
+            layers: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
     }
 
     fn slot(&self, chain: &Digest) -> Arc<Slot> {
@@ -122,6 +135,13 @@ impl Unpacker {
     /// What was unpacked of a chain, to be published; `None` when it was there before, or is taken.
     pub(super) fn take(&self, chain: &Digest) -> Option<(Staged, Usage)> {
         self.slot(chain).made.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What was unpacked, on top of what was fetched.
+    pub(super) fn add_totals(&self, fetched: Totals) -> Totals {
+        let (unpacked_layers, unpacked_bytes) =
+            (self.layers.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
+        Totals { unpacked_layers, unpacked_bytes, ..fetched }
     }
 
     /// Waits for everything that is still being written.
@@ -179,7 +199,7 @@ impl Unpacker {
         }
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| Error::Task)?;
         let work = Work { unpacker: self.clone(), stack: stack.clone(), i, slot, stop, handle: Handle::current() };
-        let unpacked = match source {
+        match source {
             Source::Blob(coming) => {
                 let _ = next.send(());
                 self.unpack_stored(work, coming, (guard, permit)).await
@@ -189,10 +209,7 @@ impl Unpacker {
                 let _ = next.send(());
                 unpack_streamed(work, &blobs, &reference, (guard, permit)).await
             }
-        };
-        unpacked?;
-        self.listener.on(&Event::LayerUnpacked { digest: &layer.descriptor.digest, chain: &layer.chain });
-        Ok(())
+        }
     }
 
     async fn unpack_stored(&self, work: Work, mut coming: watch::Receiver<Coming>, mut held: Held) -> Result<()> {
@@ -284,6 +301,19 @@ impl Work {
 
     /// On a thread of its own.
     fn unpack(&self, source: impl Read + Send) -> layer::Result<()> {
+        let Layer { descriptor: Descriptor { digest, .. }, chain, .. } = self.layer();
+        let listener = &self.unpacker.listener;
+        listener.on(&Event::LayerStarted { digest, chain });
+        let result = self.unpack_quietly(source);
+        let unpacked = result.as_ref().ok().copied();
+        listener.on(&Event::LayerEnded { digest, chain, unpacked });
+        self.unpacker.layers.fetch_add(unpacked.is_some().into(), Ordering::Relaxed);
+        self.unpacker.bytes.fetch_add(unpacked.unwrap_or(0), Ordering::Relaxed);
+        result.map(drop)
+    }
+
+    /// What it takes on disk.
+    fn unpack_quietly(&self, source: impl Read + Send) -> layer::Result<u64> {
         let layer = self.layer();
         let staged = self.unpacker.dirs.stage(layer.chain.hex()).map_err(layer::Error::Io)?;
         let fs = staged.fs()?;
@@ -301,7 +331,7 @@ impl Work {
         let path = staged.fs_path();
         *self.slot.made.lock().unwrap_or_else(PoisonError::into_inner) = Some((staged, usage));
         self.slot.fs.send_replace(Some(path));
-        Ok(())
+        Ok(usage.bytes)
     }
 
     /// The files of the nth layer below, once it is unpacked; `None` below the lowest.

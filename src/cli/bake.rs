@@ -291,6 +291,7 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
         output::say_json(&json!({"event": "summary", "images": images, "done": done, "failed": failed,
             "fetched_blobs": totals.fetched_blobs, "fetched_bytes": totals.fetched_bytes,
             "present_blobs": totals.present_blobs, "present_bytes": totals.present_bytes,
+            "unpacked_layers": totals.unpacked_layers, "unpacked_bytes": totals.unpacked_bytes,
             "seconds": seconds, "cancelled": report.cancelled}));
         return;
     }
@@ -299,8 +300,12 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
         return;
     }
     let failures = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    let unpacked = match totals.unpacked_layers {
+        0 => String::new(),
+        n => format!("; {n} layers unpacked, {}", output::bytes(totals.unpacked_bytes)),
+    };
     output::say(format!(
-        "{done} images{failures}; {} blobs, {} fetched, {} already there; {seconds:.1} s",
+        "{done} images{failures}; {} blobs, {} fetched, {} already there{unpacked}; {seconds:.1} s",
         totals.fetched_blobs + totals.present_blobs,
         output::bytes(totals.fetched_bytes),
         output::bytes(totals.present_bytes),

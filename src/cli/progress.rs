@@ -138,7 +138,14 @@ pub(super) fn waiting(holder: &str) -> String {
 struct Bars {
     all: MultiProgress,
     total: ProgressBar,
-    blobs: Mutex<HashMap<Digest, ProgressBar>>,
+    state: Mutex<Shown>,
+}
+
+#[derive(Default)]
+struct Shown {
+    blobs: HashMap<Digest, ProgressBar>,
+    /// Layers that are being unpacked.
+    layers: usize,
 }
 
 impl Bars {
@@ -146,10 +153,10 @@ impl Bars {
         let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
         total.set_style(style(
-            "total        {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
+            "total        {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}{msg}",
         ));
         total.enable_steady_tick(Duration::from_millis(200));
-        Self { all, total, blobs: Mutex::default() }
+        Self { all, total, state: Mutex::default() }
     }
 }
 
@@ -159,8 +166,13 @@ fn style(template: &str) -> ProgressStyle {
 
 impl Listener for Bars {
     fn on(&self, event: &Event<'_>) {
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Shown { blobs, layers } = &mut *state;
         match event {
+            Event::LayerStarted { .. } | Event::LayerEnded { .. } => {
+                *layers = if let Event::LayerStarted { .. } = event { *layers + 1 } else { layers.saturating_sub(1) };
+                self.total.set_message(if *layers > 0 { format!("  unpacking {layers}") } else { String::new() });
+            }
             Event::BlobAdded { size, .. } => self.total.inc_length(*size),
             Event::BlobStarted { digest, size } if blobs.len() < MAX_BARS => {
                 let bar = self.all.insert_before(&self.total, ProgressBar::new(*size));
@@ -198,7 +210,7 @@ impl Listener for Bars {
             }
             _ => {}
         }
-        drop(blobs);
+        drop(state);
         if let Some(line) = line(event) {
             let _ = self.all.println(line);
         }
