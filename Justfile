@@ -16,7 +16,7 @@ demo:
 
 # Fuzz: bolt, tar, unpack, gunzip, reference or document (needs nightly and cargo-fuzz)
 fuzz target="bolt" seconds="60":
-    cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -max_len=65536
+    cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -max_len=65536 -detect_leaks=0
 
 # Known vulnerabilities of dependencies (needs the advisory database)
 audit:

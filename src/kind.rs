@@ -160,7 +160,7 @@ impl From<&bake::Error> for Kind {
                 Self::Corrupt
             }
             Error::Layer { source, .. } => source.into(),
-            Error::LayerCount { .. } => Self::Corrupt,
+            Error::LayerCount { .. } | Error::EmptyLayer(_) => Self::Corrupt,
             Error::Discard { .. } => Self::InvalidInput,
             Error::Snapshot(error) => error.into(),
             Error::NoSpace { .. } => Self::NoSpace,

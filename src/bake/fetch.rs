@@ -203,6 +203,9 @@ impl Fetcher {
             let has = search.has.into_iter().collect::<Vec<_>>().join(", ");
             return Err(Error::NoPlatform { wanted: self.platform.clone(), has });
         };
+        if let Some(empty) = manifest.layers.iter().find(|layer| layer.size == 0) {
+            return Err(Error::EmptyLayer(empty.digest.clone()));
+        }
         let stack = match &search.config {
             Some(config) => self.unpacks.then(|| Stack::new(&manifest, config)).transpose()?.flatten().map(Arc::new),
             None => None,

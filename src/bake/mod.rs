@@ -116,6 +116,9 @@ pub enum Error {
         /// diffIDs of the config.
         diff_ids: usize,
     },
+    /// containerd's own pull fails at such a layer (`content.Copy`).
+    #[error("layer {0} has no bytes at all; containerd refuses such an image")]
+    EmptyLayer(Digest),
     /// Somebody needs the layers that were to be discarded.
     #[error("its layers cannot be discarded: {why}; unpack it without --discard-layers")]
     Discard {
