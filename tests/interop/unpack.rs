@@ -35,7 +35,7 @@ fn seeds(default: u64) -> Range<u64> {
     }
 }
 
-const STACKS: u64 = 60;
+const STACKS: u64 = 200;
 
 /// What a campaign came to.
 #[derive(Default)]
@@ -149,14 +149,14 @@ fn the_stacks_reach_every_corner() {
     assert!(share > 300, "{share} of 500 are accepted");
 }
 
-/// An image of real files, as gzip.
+/// An image of real files, packages put on top of them and others removed.
 fn debian() -> Image {
     let layer = |i: usize| {
         let tar = fs::read(peers::dir().join(format!("debian/layer{i}.tar"))).unwrap();
         let blob = compress(&tar, Compression::Gzip).unwrap();
         (Compression::Gzip.oci_media_type(), blob, Digest::of(&tar))
     };
-    Image::new((0..3).map(layer).collect(), false)
+    Image::new((0..4).map(layer).collect(), false)
 }
 
 #[track_caller]
