@@ -6,9 +6,10 @@ check:
 test:
     tests/run
 
-# Fetching, side by side with skopeo and ctr; the table goes into benches/README.md
+# Fetching beside skopeo and ctr, unpacking beside containerd; the tables go into benches/README.md
 bench-peers rounds="5":
     benches/peers {{rounds}}
+    benches/unpack {{rounds}}
 
 # Real images from an embedded registry, into ./prebake-demo
 demo:

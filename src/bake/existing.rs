@@ -5,13 +5,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{StreamExt, iter};
 use tokio::sync::watch;
 
 use super::blobs::Coming;
+use super::each::{Images, each};
 use super::record::{Baked, Snapshots, record};
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Error, Event, Failure, Listener, Outcome, Report, Result, Totals, lock};
+use super::{Error, Failure, Listener, Outcome, Report, Result, Totals, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
 use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
@@ -56,42 +56,16 @@ pub async fn unpack(
     let mut snapshots = Snapshots::open(&request.root, &request.namespace, &mut meta)?;
     let images = images(&request, &store, &mut meta)?;
     let unpacker = Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), request.max_unpacked));
-    let mut done: Vec<Option<Result<Baked, Failure>>> = images.iter().map(|_| None).collect();
-    let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
-    let cancelled = {
-        let (store, snapshots, unpacker) = (&store, &snapshots, &unpacker);
-        let one = |(i, (_, image)): (usize, (String, Result<ImageRecord>))| async move {
-            (i, async { unpack_one(store, snapshots, unpacker, image?).await }.await)
-        };
-        let mut running = iter(images.into_iter().enumerate().map(one)).buffer_unordered(AT_ONCE);
-        loop {
-            let (i, result) = tokio::select! {
-                next = running.next() => match next {
-                    Some(one) => one,
-                    None => break false,
-                },
-                () = &mut cancel => break true,
-            };
-            let result = result.map_err(|error| Failure::new(&error));
-            if let Err(Failure { kind, message }) = &result {
-                listener.on(&Event::ImageFailed { image: &names[i], kind: *kind, error: message });
-            }
-            done[i] = Some(result);
-        }
-    };
+    let mut cancelled = false;
+    let one = async |image: ImageRecord| unpack_one(&store, &snapshots, &unpacker, image).await;
+    let images = each(images, AT_ONCE, &*listener, cancel, &mut cancelled, one).await;
     unpacker.settled().await;
     let totals = unpacker.add_totals(Totals::default());
-    let baked: Vec<_> = names
-        .into_iter()
-        .zip(done)
-        .map(|(name, result)| (name, result.unwrap_or_else(|| Err(Failure::stopped()))))
-        .collect();
     if cancelled {
-        let outcome = |(name, result): (String, Result<Baked, Failure>)| Outcome { name, failure: result.err() };
-        return Ok(report(baked.into_iter().map(outcome).collect(), totals, true));
+        return Ok(report(images.into_iter().map(Outcome::of).collect(), totals, true));
     }
     let unpacked = Some((&mut snapshots, &*unpacker));
-    let images = record(&request.root, &store, &mut meta, &request.namespace, baked, unpacked, &*listener)?;
+    let images = record(&request.root, &store, &mut meta, &request.namespace, images, unpacked, &*listener)?;
     Ok(report(images, totals, false))
 }
 
@@ -127,15 +101,16 @@ async fn unpack_one(
 }
 
 /// The images asked for, each with its blobs: from the catalog, else as containerd's metadata has them.
-fn images(request: &UnpackRequest, store: &Store, meta: &mut MetaDb) -> Result<Vec<(String, Result<ImageRecord>)>> {
+fn images(request: &UnpackRequest, store: &Store, meta: &mut MetaDb) -> Result<Images<ImageRecord>> {
     let fetched = Catalog::open(&request.root.make_state_dir()?)?.images(&request.namespace)?;
     let rows: Vec<ImageRow> = meta
         .read(|tx| metadata::images(tx, &request.namespace)?.into_iter().collect::<metadata::Result<_>>())?
         .unwrap_or_default();
-    let from_row = |row: &ImageRow| (row.name.clone(), image_of(store, row));
+    let failed = |error: &Error| Some(Err(Failure::new(error)));
+    let from_row = |row: &ImageRow| (row.name.clone(), image_of(store, row).map_or_else(|e| failed(&e), |i| Some(Ok(i))));
     if request.names.is_empty() {
         let mut known: HashSet<Digest> = fetched.iter().map(|image| image.target.digest.clone()).collect();
-        let mut all: Vec<_> = fetched.into_iter().map(|image| (image.name.clone(), Ok(image))).collect();
+        let mut all: Vec<_> = fetched.into_iter().map(|image| (image.name.clone(), Some(Ok(image)))).collect();
         // Of several names of one image the tag is told; CRI's third record is named by the config's digest.
         let mut rows: Vec<&ImageRow> = rows.iter().filter(|row| row.name.parse::<Digest>().is_err()).collect();
         rows.sort_by_key(|row| row.name.contains('@'));
@@ -143,9 +118,9 @@ fn images(request: &UnpackRequest, store: &Store, meta: &mut MetaDb) -> Result<V
         return Ok(all);
     }
     let find = |name: &String| {
-        let fetched = fetched.iter().find(|image| image.name == *name).map(|image| (name.clone(), Ok(image.clone())));
+        let fetched = fetched.iter().find(|image| image.name == *name).map(|image| (name.clone(), Some(Ok(image.clone()))));
         let row = || rows.iter().find(|row| row.name == *name).map(from_row);
-        fetched.or_else(row).unwrap_or_else(|| (name.clone(), Err(Error::NoImage(name.clone()))))
+        fetched.or_else(row).unwrap_or_else(|| (name.clone(), failed(&Error::NoImage(name.clone()))))
     };
     Ok(request.names.iter().map(find).collect())
 }

@@ -6,15 +6,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use futures_util::stream::{FuturesUnordered, StreamExt, iter};
-
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use super::blobs::{Blobs, Coming, Result, Small, blocking};
 use super::policy::Policy;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Baked, Error, Event, Failure, Request, Totals};
+use super::{Baked, Error, Event, Request, Totals};
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
@@ -24,9 +23,6 @@ use crate::snapshot::Present;
 const MAX_INDEX_DEPTH: usize = 4;
 /// Documents that are looked into in search of an image's manifest.
 const MAX_DOCUMENTS: usize = 64;
-
-/// How far each image came; `None` where it was stopped.
-pub(super) type Results<T> = Vec<Option<Result<T, Failure>>>;
 
 /// An image whose documents are in place.
 pub(super) struct Resolved {
@@ -61,7 +57,7 @@ pub(super) struct Fetcher {
     pin: bool,
     /// Whether layers are looked at for being unpacked.
     unpacks: bool,
-    images_at_once: usize,
+    pub(super) images_at_once: usize,
 }
 
 impl Fetcher {
@@ -72,36 +68,6 @@ impl Fetcher {
             pin: request.pin,
             unpacks: request.unpack.is_some(),
             images_at_once: request.concurrency.max(2),
-        }
-    }
-
-    /// Does `f` with each of `items`, several at a time, until `cancel`; whether that came first.
-    pub(super) async fn each<T, R, F: Future<Output = Result<R>>>(
-        &self,
-        items: impl Iterator<Item = T>,
-        name: impl Fn(usize) -> String,
-        f: impl Fn(T) -> F,
-        cancel: impl Future<Output = ()>,
-        results: &mut Results<R>,
-    ) -> bool {
-        let f = &f;
-        let mut running = iter(items.enumerate())
-            .map(|(i, item)| async move { (i, f(item).await) })
-            .buffer_unordered(self.images_at_once);
-        tokio::pin!(cancel);
-        loop {
-            let (i, result) = tokio::select! {
-                next = running.next() => match next {
-                    Some(done) => done,
-                    None => return false,
-                },
-                () = &mut cancel => return true,
-            };
-            let result = result.map_err(|error| Failure::new(&error));
-            if let Err(Failure { kind, message }) = &result {
-                self.blobs.listener.on(&Event::ImageFailed { image: &name(i), kind: *kind, error: message });
-            }
-            results[i] = Some(result);
         }
     }
 
@@ -143,7 +109,9 @@ impl Fetcher {
             Ok(())
         };
         let unpack = async {
-            let (Some(stack), Some((unpacker, present))) = (&stack, unpacking) else { return Ok(()) };
+            let (Some(stack), Some((unpacker, present)), true) = (&stack, unpacking, policy != Policy::Fetch) else {
+                return Ok(());
+            };
             let mut streamed = HashSet::new();
             if policy == Policy::UnpackDiscard {
                 for layer in &stack.layers[present.len()..] {

@@ -4,6 +4,7 @@
 //! blobs that the next run takes over.
 
 mod blobs;
+mod each;
 mod event;
 mod existing;
 mod fetch;
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 use blobs::Blobs;
 pub use event::{Event, Listener};
 pub use existing::{UnpackRequest, unpack};
-use fetch::{Fetcher, Resolved, Results};
+use each::{Images, each};
+use fetch::{Fetcher, Resolved};
 use policy::Keepers;
 pub use policy::{DEFAULT_MAX_UNPACKED, Needs, Policy, Unpacking};
 use record::{Baked, Snapshots, record};
@@ -201,6 +203,12 @@ pub struct Outcome {
     pub failure: Option<Failure>,
 }
 
+impl Outcome {
+    fn of<T>((name, image): (String, Option<Result<T, Failure>>)) -> Self {
+        Self { name, failure: image.unwrap_or_else(|| Err(Failure::stopped())).err() }
+    }
+}
+
 /// Why an image failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -259,55 +267,35 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
         None => None,
     };
     let mut seen = HashSet::new();
-    let references: Vec<Reference> =
-        request.references.iter().filter(|r| seen.insert(r.to_string())).cloned().collect();
-    let name = |i: usize| references[i].to_string();
+    let named = request.references.iter().map(|reference| (reference.to_string(), Some(Ok(reference))));
+    let references: Images<&Reference> = named.filter(|(name, _)| seen.insert(name.clone())).collect();
 
     let fetcher = Fetcher::new(&request, Blobs::new(&request, store.clone(), catalog, listener.clone())?);
-    let mut resolved: Results<Resolved> = references.iter().map(|_| None).collect();
+    let at_once = fetcher.images_at_once;
+    let mut cancelled = false;
     let resolve = |reference| fetcher.resolve(reference);
-    let mut cancelled = fetcher.each(references.iter(), name, resolve, cancel.as_mut(), &mut resolved).await;
-
+    let mut images = each(references, at_once, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
     if let (Some(unpacking), Some(snapshots)) = (&request.unpack, &snapshots) {
-        plan(&request, unpacking, snapshots, &store, &mut meta, &mut resolved)?;
+        plan(&request.root, unpacking, snapshots, &store, &mut meta, &mut images)?;
     }
     let unpacker = snapshots.as_ref().zip(request.unpack.as_ref()).map(|(snapshots, unpacking)| {
         Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), unpacking.max_unpacked))
     });
-    let mut results: Results<Baked> = references.iter().map(|_| None).collect();
-    let mut ready = Vec::new();
-    for (i, image) in resolved.into_iter().enumerate() {
-        match image {
-            Some(Ok(image)) => ready.push((i, image)),
-            Some(Err(failure)) => results[i] = Some(Err(failure)),
-            None => {}
-        }
-    }
-    if !cancelled {
-        let places: Vec<usize> = ready.iter().map(|(i, _)| *i).collect();
-        let complete = |(_, image): (usize, Resolved)| {
-            let present = image.stack.iter().zip(&snapshots).map(|(stack, all)| all.present(stack)).next();
-            fetcher.complete(image, unpacker.as_ref().zip(present))
-        };
-        let mut done: Results<Baked> = ready.iter().map(|_| None).collect();
-        cancelled = fetcher.each(ready.into_iter(), |i| name(places[i]), complete, cancel.as_mut(), &mut done).await;
-        places.into_iter().zip(done).for_each(|(i, result)| results[i] = result);
-    }
+    let complete = |image: Resolved| {
+        let present = image.stack.iter().zip(&snapshots).map(|(stack, all)| all.present(stack)).next();
+        fetcher.complete(image, unpacker.as_ref().zip(present))
+    };
+    let images = each(images, at_once, &*listener, cancel, &mut cancelled, complete).await;
     if let Some(unpacker) = &unpacker {
         unpacker.settled().await;
     }
     fetcher.settled().await?;
 
-    let baked = references
-        .iter()
-        .zip(results)
-        .map(|(r, result)| (r.to_string(), result.unwrap_or_else(|| Err(Failure::stopped()))))
-        .collect();
     let images = if request.bootstrap && !cancelled {
         let unpacked = snapshots.as_mut().zip(unpacker.as_deref());
-        record(&request.root, &store, &mut meta, &request.namespace, baked, unpacked, &*listener)?
+        record(&request.root, &store, &mut meta, &request.namespace, images, unpacked, &*listener)?
     } else {
-        baked.into_iter().map(|(name, result)| Outcome { name, failure: result.err() }).collect()
+        images.into_iter().map(Outcome::of).collect()
     };
     let totals = unpacker.map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
     Ok(Report { images, totals, elapsed: started.elapsed(), cancelled })
@@ -315,34 +303,34 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
 
 /// Gives each image its policy, and sees whether there is room for all of them.
 fn plan(
-    request: &Request,
+    root: &Root,
     unpacking: &Unpacking,
     snapshots: &Snapshots,
     store: &Store,
     meta: &mut MetaDb,
-    images: &mut Results<Resolved>,
+    images: &mut Images<Resolved>,
 ) -> Result<()> {
     let mut keepers = if unpacking.discard { Keepers::of_root(meta)? } else { Keepers::default() };
-    for (reference, image) in request.references.iter().zip(images.iter()) {
+    for (name, image) in images.iter() {
         if let Some(Ok(image)) = image
             && unpacking.policy(image) != Policy::UnpackDiscard
         {
-            keepers.add(&reference.to_string(), image);
+            keepers.add(name, image);
         }
     }
-    for image in images.iter_mut() {
+    for (_, image) in images.iter_mut() {
         if let Some(Ok(resolved)) = image
             && let Err(error) = unpacking.apply(resolved, &keepers)
         {
             *image = Some(Err(Failure::new(&error)));
         }
     }
-    let resolved = || images.iter().flatten().flatten();
+    let resolved = || images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok());
     let present: HashSet<Digest> =
         resolved().flat_map(|image| &image.stack).flat_map(|stack| snapshots.present_chains(stack)).collect();
     let has_blob = |digest: &Digest| store.stat(digest).is_ok_and(|stat| stat.is_some());
     let needs = Needs::of(resolved(), has_blob, |chain| present.contains(chain));
-    let free = request.root.free_space()?;
+    let free = root.free_space()?;
     if !unpacking.ignore_space && needs.store + needs.snapshots > free {
         return Err(Error::NoSpace { needs, free });
     }
@@ -389,6 +377,7 @@ pub fn bootstrap(
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;
-    let fetched = records.into_iter().map(|record| (record.name.clone(), Ok(Baked { record, stack: None }))).collect();
+    let fetched =
+        records.into_iter().map(|record| (record.name.clone(), Some(Ok(Baked { record, stack: None })))).collect();
     record(root, &store, &mut meta, namespace, fetched, None, listener)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::each::Images;
 use super::unpack::{Stack, Unpacker};
 use super::{Error, Event, Failure, Listener, Outcome, Result};
 use crate::bootstrap::offline::{self, Unpacked, UnpackedLayer};
@@ -131,19 +132,19 @@ pub(super) fn record(
     store: &Store,
     meta: &mut MetaDb,
     namespace: &str,
-    images: Vec<(String, Result<Baked, Failure>)>,
+    images: Images<Baked>,
     snapshots: Option<(&mut Snapshots, &Unpacker)>,
     listener: &dyn Listener,
 ) -> Result<Vec<Outcome>> {
     let mut ready = Vec::new();
     let mut stacks = Vec::new();
     let mut outcomes = Vec::new();
-    let look = |(name, image): (String, Result<Baked, Failure>)| {
+    let look = |(name, image): (String, Option<Result<Baked, Failure>>)| {
         let ready = |Baked { record, stack }| match offline::ready(store, record) {
             Ok(ready) => Ok((ready, stack)),
             Err(error) => Err(Failure::new(&error.into())),
         };
-        (name, image.and_then(ready))
+        (name, image.unwrap_or_else(|| Err(Failure::stopped())).and_then(ready))
     };
     for (name, image) in parallel::map(images, look) {
         let failure = match image {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::spawn_blocking;
@@ -113,6 +114,7 @@ pub(super) struct Unpacker {
 
 impl Unpacker {
     pub(super) fn new(dirs: Dirs, store: Store, listener: Arc<dyn Listener>, limit: u64) -> Self {
+        allow_open_files();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = Arc::new(Semaphore::new((cores * PER_CORE).min(MAX_AT_ONCE)));
         Self {
@@ -268,6 +270,15 @@ async fn unpack_streamed(work: Work, blobs: &Arc<Blobs>, reference: &Reference, 
         }
         tries += 1;
     }
+}
+
+/// Layers keep directories open, their own and those of the layers below: as many as the system allows, not the fewer that
+/// old programs can bear.
+fn allow_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where that is refused, few images need it.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Tells whoever works for an image that it is over.

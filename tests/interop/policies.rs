@@ -123,7 +123,8 @@ fn small_images_are_unpacked_and_large_ones_fetched() {
     let registry = TestRegistry::start(images());
     let [a, c] = ["a:1", "c:1"].map(|name| registry.reference(name));
     let dir = tempfile::tempdir().unwrap();
-    prebake(dir.path(), &format!("bake --unpack-under 1MiB {a} {c}")).expect(0);
+    let run = prebake(dir.path(), &format!("bake --json --unpack-under 1MiB {a} {c}")).expect(0);
+    assert_eq!(unpacked(&run), 2);
     assert_eq!([&a, &c].map(|name| policy(dir.path(), name)), ["unpack", "fetch"]);
     assert_eq!(snapshots(dir.path()).len(), 2);
     // Later, what was fetched.

@@ -1,0 +1,57 @@
+//! The same with each of many images, several at a time.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use futures_util::stream::{StreamExt, iter};
+
+use super::{Event, Failure, Listener, Result};
+
+/// Images by name, and how far each came; `None` where it was stopped.
+pub(super) type Images<T> = Vec<(String, Option<Result<T, Failure>>)>;
+
+/// Does `f` with each image that came so far, until done or until `cancel`, which makes `cancelled` true; nothing, if it is
+/// that already.
+pub(super) async fn each<T, R, F: Future<Output = Result<R>>>(
+    images: Images<T>,
+    at_once: usize,
+    listener: &dyn Listener,
+    mut cancel: Pin<&mut impl Future<Output = ()>>,
+    cancelled: &mut bool,
+    f: impl Fn(T) -> F,
+) -> Images<R> {
+    let mut results: Images<R> = Vec::new();
+    let mut todo = Vec::new();
+    for (i, (name, image)) in images.into_iter().enumerate() {
+        results.push(match image {
+            Some(Ok(image)) => {
+                todo.push((i, image));
+                (name, None)
+            }
+            Some(Err(failure)) => (name, Some(Err(failure))),
+            None => (name, None),
+        });
+    }
+    let f = &f;
+    let mut running =
+        iter(todo.into_iter().map(|(i, image)| async move { (i, f(image).await) })).buffer_unordered(at_once);
+    while !*cancelled {
+        let (i, result) = tokio::select! {
+            next = running.next() => match next {
+                Some(done) => done,
+                None => break,
+            },
+            () = &mut cancel => {
+                *cancelled = true;
+                break;
+            }
+        };
+        let result = result.map_err(|error| Failure::new(&error));
+        if let Err(Failure { kind, message }) = &result {
+            listener.on(&Event::ImageFailed { image: &results[i].0, kind: *kind, error: message });
+        }
+        results[i].1 = Some(result);
+    }
+    drop(running);
+    results
+}
