@@ -107,7 +107,8 @@ fn images(request: &UnpackRequest, store: &Store, meta: &mut MetaDb) -> Result<I
         .read(|tx| metadata::images(tx, &request.namespace)?.into_iter().collect::<metadata::Result<_>>())?
         .unwrap_or_default();
     let failed = |error: &Error| Some(Err(Failure::new(error)));
-    let from_row = |row: &ImageRow| (row.name.clone(), image_of(store, row).map_or_else(|e| failed(&e), |i| Some(Ok(i))));
+    let from_row =
+        |row: &ImageRow| (row.name.clone(), image_of(store, row).map_or_else(|e| failed(&e), |i| Some(Ok(i))));
     if request.names.is_empty() {
         let mut known: HashSet<Digest> = fetched.iter().map(|image| image.target.digest.clone()).collect();
         let mut all: Vec<_> = fetched.into_iter().map(|image| (image.name.clone(), Some(Ok(image)))).collect();
@@ -118,7 +119,8 @@ fn images(request: &UnpackRequest, store: &Store, meta: &mut MetaDb) -> Result<I
         return Ok(all);
     }
     let find = |name: &String| {
-        let fetched = fetched.iter().find(|image| image.name == *name).map(|image| (name.clone(), Some(Ok(image.clone()))));
+        let fetched =
+            fetched.iter().find(|image| image.name == *name).map(|image| (name.clone(), Some(Ok(image.clone()))));
         let row = || rows.iter().find(|row| row.name == *name).map(from_row);
         fetched.or_else(row).unwrap_or_else(|| (name.clone(), failed(&Error::NoImage(name.clone()))))
     };

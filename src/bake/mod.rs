@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blobs::Blobs;
+use each::{Images, each};
 pub use event::{Event, Listener};
 pub use existing::{UnpackRequest, unpack};
-use each::{Images, each};
 use fetch::{Fetcher, Resolved};
 use policy::Keepers;
 pub use policy::{DEFAULT_MAX_UNPACKED, Needs, Policy, Unpacking};

@@ -90,13 +90,68 @@ pub(super) enum Source {
 #[derive(Default)]
 struct Slot {
     lock: Arc<AsyncMutex<()>>,
+    turn: watch::Sender<Turn>,
     /// Where its files are, once they all are.
     fs: watch::Sender<Option<PathBuf>>,
     made: Mutex<Option<(Staged, Usage)>>,
 }
 
+/// Tells the layer above that it may begin, once.
+fn may_begin(next: &mut Option<oneshot::Sender<()>>) {
+    if let Some(next) = next.take() {
+        // Nobody waits above the topmost layer.
+        let _ = next.send(());
+    }
+}
+
+impl Slot {
+    /// Waits for the lock. Meanwhile the layer above may begin, if another image has begun with this one.
+    async fn lock(&self, next: &mut Option<oneshot::Sender<()>>) -> OwnedMutexGuard<()> {
+        let lock = self.lock.clone().lock_owned();
+        tokio::pin!(lock);
+        let mut turn = self.turn.subscribe();
+        loop {
+            // What it gives holds a lock of its own.
+            let begun = async { turn.wait_for(|turn| turn.begun).await.map(drop) };
+            tokio::select! {
+                biased;
+                lock = &mut lock => return lock,
+                Ok(()) = begun, if next.is_some() => {
+                    // Unless it ended just now.
+                    let relied = self.turn.send_if_modified(|turn| {
+                        turn.relied_on |= turn.begun;
+                        turn.begun
+                    });
+                    if relied {
+                        may_begin(next);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whose turn it is with a chain. Layers above one that somebody has begun may begin as well, also those of other images.
+#[derive(Debug, Default, Clone, Copy)]
+struct Turn {
+    /// Whoever has the lock has all else that is needed, too.
+    begun: bool,
+    /// Layers above rely on that: should it fail, the next one begins without a permit, which they may all have.
+    relied_on: bool,
+}
+
 /// Held while a chain is unpacked, even when nobody waits for the result any more.
-type Held = (OwnedMutexGuard<()>, OwnedSemaphorePermit);
+struct Held {
+    slot: Arc<Slot>,
+    _lock: OwnedMutexGuard<()>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.slot.turn.send_modify(|turn| turn.begun = false);
+    }
+}
 
 /// What unpacks.
 pub(super) struct Unpacker {
@@ -192,25 +247,30 @@ impl Unpacker {
             // Without a turn, a layer below failed, and the image with it.
             turn.await.map_err(|_| Error::Task)?;
         }
-        let layer = &stack.layers[i];
-        let slot = self.slot(&layer.chain);
-        let guard = slot.lock.clone().lock_owned().await;
+        let slot = self.slot(&stack.layers[i].chain);
+        let mut next = Some(next);
+        let lock = slot.lock(&mut next).await;
         if slot.fs.borrow().is_some() {
-            let _ = next.send(());
+            may_begin(&mut next);
             return Ok(());
         }
-        let permit = self.permits.clone().acquire_owned().await.map_err(|_| Error::Task)?;
+        let relied_on = slot.turn.borrow().relied_on;
+        let mut permit = None;
+        if !relied_on {
+            permit = Some(self.permits.clone().acquire_owned().await.map_err(|_| Error::Task)?);
+        }
+        let blobs = if let Source::Stream(blobs, _) = &source { Some(blobs.clone()) } else { None };
+        let _blob_permit = match &blobs {
+            Some(blobs) if !relied_on => Some(blobs.permit().await?),
+            _ => None,
+        };
+        slot.turn.send_modify(|turn| turn.begun = true);
+        may_begin(&mut next);
+        let held = Held { slot: slot.clone(), _lock: lock, _permit: permit };
         let work = Work { unpacker: self.clone(), stack: stack.clone(), i, slot, stop, handle: Handle::current() };
         match source {
-            Source::Blob(coming) => {
-                let _ = next.send(());
-                self.unpack_stored(work, coming, (guard, permit)).await
-            }
-            Source::Stream(blobs, reference) => {
-                let _permit = blobs.permit().await?;
-                let _ = next.send(());
-                unpack_streamed(work, &blobs, &reference, (guard, permit)).await
-            }
+            Source::Blob(coming) => self.unpack_stored(work, coming, held).await,
+            Source::Stream(blobs, reference) => unpack_streamed(work, &blobs, &reference, held).await,
         }
     }
 

@@ -13,7 +13,7 @@ use super::{Error, Result};
 use crate::oci::{Digest, Hasher, media_type};
 
 /// Blocks on their way to a thread. With those the threads hold, a layer takes no more memory than this allows.
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 16;
 /// The largest window of a zstd frame, as a power of two: what `zstd --ultra -22` makes.
 const ZSTD_WINDOW_LOG: u32 = 27;
 /// What zstd's own frames begin with, and frames to be skipped, but for four bits (RFC 8878, 3.1).
