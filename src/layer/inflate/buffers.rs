@@ -44,7 +44,7 @@ impl Buffers {
     }
 }
 
-/// Some bytes of the contents of a gzip stream: at least one and at most [`BLOCK`]. Its buffer goes back to its pool
+/// Some bytes of the contents of a gzip stream: at least one and at most 256 KiB. Its buffer goes back to its pool
 /// when it is dropped.
 pub struct Block {
     buffer: Vec<u8>,

@@ -33,7 +33,7 @@ pub(super) enum Stop {
 /// when the stream is over.
 #[derive(Clone, Copy)]
 pub(super) struct Slice<'a> {
-    /// The bytes: at least [`super::input::TAIL`] behind `limit`, or as many zeros as the inner loop may read.
+    /// The bytes: at least [`symbols::INPUT_MARGIN`] behind `limit`, or as many zeros as the inner loop may read.
     pub(super) bytes: &'a [u8],
     /// Where the next slice takes over, or the stream ends; in bytes.
     pub(super) limit: usize,
