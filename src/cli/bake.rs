@@ -206,24 +206,31 @@ type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 fn interruptible(work: impl AsyncFnOnce(Cancel) -> Result<Report, Error>) -> Result<(Report, Option<u8>), Failed> {
     prebake::install_tls();
     let io = |error: std::io::Error| Failed::usage(format!("starting failed: {error}"));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io)?;
-    runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
-        let mut next = async move || {
-            tokio::select! {
-                _ = interrupt.recv() => 2u8,
-                _ = terminate.recv() => 15,
-            }
-        };
-        let (stopped_by, mut stopped) = tokio::sync::oneshot::channel();
-        let (cancel, cancelled) = tokio::sync::oneshot::channel::<()>();
-        tokio::spawn(async move {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io);
+    let (stopped_by, mut stopped) = tokio::sync::oneshot::channel();
+    let (cancel, cancelled) = tokio::sync::oneshot::channel::<()>();
+    // On a thread of its own: the other one may be busy with a disk.
+    let signals = runtime()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = signals.enter();
+        (signal(SignalKind::interrupt()).map_err(io)?, signal(SignalKind::terminate()).map_err(io)?)
+    };
+    std::thread::spawn(move || {
+        signals.block_on(async move {
+            let mut next = async || {
+                tokio::select! {
+                    _ = interrupt.recv() => 2u8,
+                    _ = terminate.recv() => 15,
+                }
+            };
             let _ = stopped_by.send(next().await);
             let _ = cancel.send(());
             // Whoever asks twice does not want to wait for a disk.
             std::process::exit(i32::from(128 + next().await));
         });
+    });
+    // One thread for the network: it mostly hands on what came, and others hash, decompress and write.
+    runtime()?.block_on(async {
         let cancel = Box::pin(async {
             // Without signals, nothing ever comes.
             if cancelled.await.is_err() {
