@@ -215,7 +215,6 @@ impl From<&snapshot::Error> for Kind {
     fn from(error: &snapshot::Error) -> Self {
         use snapshot::Error;
         match error {
-            Error::Io { source, .. } => source.into(),
             Error::Root(error) => error.into(),
             Error::Metadata(error) => error.into(),
             Error::Unfit(_) => Self::InvalidInput,

@@ -287,18 +287,9 @@ impl Blobs {
             if wanted.await != Ok(true) {
                 return Ok(());
             }
-            let mut body = self.client.blob(reference, &descriptor.digest).await?;
-            while let Some(chunk) = body.chunk().await? {
-                let bytes = chunk.len() as u64;
-                if chunks.send(chunk).await.is_err() {
-                    break;
-                }
-                progress.add(bytes);
-            }
-            drop(chunks);
-            Ok(())
+            self.receive(reference, descriptor, chunks, progress).await
         };
-        let moved: Result<(), registry::Error> = network.await;
+        let moved = network.await;
         let (guard, written) = writer.await.map_err(|_| Error::Task)?;
         Ok((
             guard,
@@ -309,6 +300,25 @@ impl Blobs {
                 (_, Err(error)) => Err(error.into()),
             },
         ))
+    }
+
+    /// Gives what comes of a blob to whoever takes it, until he takes no more.
+    async fn receive(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        chunks: mpsc::Sender<Bytes>,
+        progress: &Progress<'_>,
+    ) -> Result<(), registry::Error> {
+        let mut body = self.client.blob(reference, &descriptor.digest).await?;
+        while let Some(chunk) = body.chunk().await? {
+            let bytes = chunk.len() as u64;
+            if chunks.send(chunk).await.is_err() {
+                break;
+            }
+            progress.add(bytes);
+        }
+        Ok(())
     }
 
     /// Takes one of the places for blobs under way.
@@ -329,19 +339,7 @@ impl Blobs {
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
         let (chunks, received) = mpsc::channel::<Bytes>(self.chunks);
         let reader = spawn_blocking(move || read(Piped { received, chunk: Bytes::new() }));
-        let network = async {
-            let mut body = self.client.blob(reference, &descriptor.digest).await?;
-            while let Some(chunk) = body.chunk().await? {
-                let bytes = chunk.len() as u64;
-                if chunks.send(chunk).await.is_err() {
-                    break;
-                }
-                progress.add(bytes);
-            }
-            drop(chunks);
-            Ok::<(), registry::Error>(())
-        };
-        let failed = network.await.err();
+        let failed = self.receive(reference, descriptor, chunks, &progress).await.err();
         let read = reader.await.map_err(|_| Error::Task)?;
         if read.is_ok() {
             progress.came.store(0, Ordering::Relaxed);

@@ -27,7 +27,7 @@ use fetch::{Fetcher, Resolved};
 use policy::Keepers;
 pub use policy::{DEFAULT_MAX_UNPACKED, Needs, Policy, Unpacking};
 use record::{Baked, Snapshots, record};
-use unpack::Unpacker;
+use unpack::{Stack, Unpacker};
 
 use crate::bolt::Lock;
 use crate::bootstrap::offline;
@@ -326,8 +326,8 @@ fn plan(
         }
     }
     let resolved = || images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok());
-    let present: HashSet<Digest> =
-        resolved().flat_map(|image| &image.stack).flat_map(|stack| snapshots.present_chains(stack)).collect();
+    let chains = |stack: &Arc<Stack>| stack.chain().into_iter().zip(snapshots.present(stack)).map(|(chain, _)| chain);
+    let present: HashSet<Digest> = resolved().flat_map(|image| &image.stack).flat_map(chains).collect();
     let has_blob = |digest: &Digest| store.stat(digest).is_ok_and(|stat| stat.is_some());
     let needs = Needs::of(resolved(), has_blob, |chain| present.contains(chain));
     let free = root.free_space()?;

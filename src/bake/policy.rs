@@ -40,6 +40,19 @@ pub struct Unpacking {
     pub ignore_space: bool,
 }
 
+impl Default for Unpacking {
+    /// All images, for overlayfs alone, and nothing is discarded.
+    fn default() -> Self {
+        Self {
+            under: None,
+            discard: false,
+            snapshotters: vec![OVERLAYFS.to_owned()],
+            max_unpacked: DEFAULT_MAX_UNPACKED,
+            ignore_space: false,
+        }
+    }
+}
+
 impl Unpacking {
     /// What it asks for an image, whatever keeps its layers.
     pub(super) fn policy(&self, image: &Resolved) -> Policy {
@@ -108,7 +121,7 @@ impl Keepers {
     }
 }
 
-/// What images will take that is not there yet, in bytes; `has` says which blobs and which chains are.
+/// What images will take that is not there yet, in bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// Blobs.
@@ -118,6 +131,7 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// Of these images; `has_blob` and `has_chain` say what is there.
     pub(super) fn of<'r>(
         images: impl Iterator<Item = &'r Resolved>,
         has_blob: impl Fn(&Digest) -> bool,

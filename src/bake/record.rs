@@ -68,12 +68,6 @@ impl Snapshots {
         self.overlay.present(&self.namespace, &stack.chain(), &self.named)
     }
 
-    /// Their chainIDs.
-    pub(super) fn present_chains(&self, stack: &Stack) -> Vec<Digest> {
-        let count = self.present(stack).len();
-        stack.chain().into_iter().take(count).collect()
-    }
-
     /// Publishes what was unpacked of these images.
     ///
     /// # Errors

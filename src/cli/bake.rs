@@ -1,12 +1,10 @@
-//! `prebake bake`, `prebake fetch` and `prebake unpack`.
+//! `prebake bake` and `prebake fetch`.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use prebake::bake::{
-    DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, UnpackRequest, Unpacking, run, unpack,
-};
+use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, Unpacking, run};
 use prebake::metadata::{K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::{Credentials, Options};
@@ -26,11 +24,6 @@ Examples:
   prebake bake --root ./chroot --unpack --discard-layers docker.io/library/nginx:1.27
 Credentials are those of Docker's config.json ($DOCKER_CONFIG, or ~/.docker).
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
-
-const UNPACK_EXAMPLES: &str = "\
-Examples:
-  prebake unpack --root ./chroot                                every image that is in the root
-  prebake unpack --root ./chroot registry.k8s.io/pause:3.10     only this one";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -58,27 +51,10 @@ pub(super) struct BakeArgs {
 }
 
 #[derive(Args)]
-struct LimitArgs {
+pub(super) struct LimitArgs {
     /// Refuse layers that unpack to more than this
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MAX_UNPACKED, value_parser = output::parse_bytes, hide_default_value = true)]
-    max_unpacked: u64,
-}
-
-#[derive(Args)]
-#[command(after_help = UNPACK_EXAMPLES)]
-pub(super) struct UnpackArgs {
-    #[command(flatten)]
-    root: RootArgs,
-    /// Images that were fetched before; all of them without any
-    #[arg(value_name = "REF")]
-    references: Vec<String>,
-    /// containerd's namespace
-    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = namespace)]
-    namespace: String,
-    #[command(flatten)]
-    limit: LimitArgs,
-    #[command(flatten)]
-    pub(super) output: OutputArgs,
+    pub(super) max_unpacked: u64,
 }
 
 #[derive(Args)]
@@ -145,30 +121,8 @@ pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
     execute(args, false, None)
 }
 
-pub(super) fn unpack_existing(args: UnpackArgs) -> Result<u8, Failed> {
-    let output = args.output;
-    let request = UnpackRequest {
-        root: args.root.existing()?,
-        names: args
-            .references
-            .iter()
-            .map(|text| {
-                text.parse().map(|reference: Reference| reference.to_string()).map_err(|e| Failed::usage(e.to_string()))
-            })
-            .collect::<Result<_, _>>()?,
-        namespace: args.namespace,
-        max_unpacked: args.limit.max_unpacked,
-        lock_timeout: args.root.lock_timeout(),
-    };
-    let (report, signal) = interruptible(async |cancel| unpack(request, progress::listener(output), cancel).await)?;
-    if !output.json && !output.quiet && report.images.is_empty() {
-        output::say("the root has no images");
-        return Ok(0);
-    }
-    Ok(end(&report, signal, output))
-}
-
-fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8 {
+/// Says what came of it; the exit code.
+pub(super) fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8 {
     summarise(report, output);
     signal.map_or_else(|| exit_code_of(&report.images), |signal| 128 + signal)
 }
@@ -203,7 +157,9 @@ pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option
 type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs something that a signal stops; with the signal that did, if one did.
-fn interruptible(work: impl AsyncFnOnce(Cancel) -> Result<Report, Error>) -> Result<(Report, Option<u8>), Failed> {
+pub(super) fn interruptible(
+    work: impl AsyncFnOnce(Cancel) -> Result<Report, Error>,
+) -> Result<(Report, Option<u8>), Failed> {
     prebake::install_tls();
     let io = |error: std::io::Error| Failed::usage(format!("starting failed: {error}"));
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io);

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Request, Unpacking};
+use prebake::bake::{DEFAULT_CONCURRENCY, Request, Unpacking};
 use prebake::fixture::{Content, DEMO, Server, Spec};
 use prebake::kind::Kind;
 use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::Options;
 use prebake::root::CONTAINERD_ROOT;
-use prebake::snapshot::OVERLAYFS;
 
 use super::output::{self, OutputArgs};
 use super::{Failed, RootArgs, bake, check, exit_code_of};
@@ -67,13 +66,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         concurrency: DEFAULT_CONCURRENCY.into(),
         registry: Options::default(),
         bootstrap: true,
-        unpack: unpacks.then(|| Unpacking {
-            under: None,
-            discard: false,
-            snapshotters: vec![OVERLAYFS.to_owned()],
-            max_unpacked: DEFAULT_MAX_UNPACKED,
-            ignore_space: false,
-        }),
+        unpack: unpacks.then(Unpacking::default),
     };
     let (report, signal) = bake::go(request, output)?;
     bake::summarise(&report, output);

@@ -8,6 +8,7 @@ mod demo;
 mod images;
 mod output;
 mod progress;
+mod unpack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,7 +48,7 @@ enum Command {
     /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
     Fetch(bake::FetchArgs),
     /// Unpack images that are in a root already, and make them known to containerd
-    Unpack(bake::UnpackArgs),
+    Unpack(unpack::UnpackArgs),
     /// Write containerd's metadata for everything that was fetched into a root
     Bootstrap(bootstrap::BootstrapArgs),
     /// List what containerd will list
@@ -138,7 +139,7 @@ pub(crate) fn main() -> ExitCode {
     let code = match cli.command {
         Command::Bake(args) => bake::bake(args),
         Command::Fetch(args) => bake::fetch(args),
-        Command::Unpack(args) => bake::unpack_existing(args),
+        Command::Unpack(args) => unpack::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Images(args) => images::run(&args),
         Command::Check(args) => check::run(&args),

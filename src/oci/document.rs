@@ -143,12 +143,6 @@ pub struct Config {
 #[derive(Deserialize)]
 struct RawConfig {
     #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: String,
-    #[serde(default)]
     rootfs: Option<RawRootFs>,
 }
 
@@ -321,12 +315,12 @@ impl Config {
     /// # Errors
     /// [`DocumentError::Malformed`].
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let platform: RawPlatform = parse(bytes, "image config")?;
         let raw: RawConfig = parse(bytes, "image config")?;
         let RawRootFs { kind, diff_ids } = raw.rootfs.unwrap_or_default();
         // containerd `unpack.Unpacker`: no type at all counts as layers.
         let layers = matches!(kind.as_str(), "" | "layers");
-        let platform = Platform::new(&raw.os, &raw.architecture, &raw.variant);
-        Ok(Self { platform, diff_ids: layers.then(|| diff_ids.unwrap_or_default()) })
+        Ok(Self { platform: platform.normal(), diff_ids: layers.then(|| diff_ids.unwrap_or_default()) })
     }
 }
 

@@ -45,17 +45,7 @@ const MARK: &str = ".prebake";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused.
-    #[error("{action} {} failed", path.display())]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The plugin's directory cannot be used.
+    /// One of its directories cannot be used.
     #[error(transparent)]
     Root(#[from] RootError),
     /// Its database cannot be used.
@@ -69,7 +59,7 @@ pub enum Error {
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { action, path: path.to_owned(), source }
+    move |source| RootError::new(action, path, source).into()
 }
 
 /// A committed snapshot that is whole: record, directory, and those below it.

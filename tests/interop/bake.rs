@@ -53,7 +53,7 @@ pub fn push_debian(registry: &Registry, work: &Path, name: &str, command: &[&str
 }
 
 /// What `prebake images --json` says, by name.
-fn listed(root: &Path) -> BTreeMap<String, Value> {
+pub fn listed(root: &Path) -> BTreeMap<String, Value> {
     let run = prebake(root, "images --json").expect(0);
     run.stdout
         .lines()

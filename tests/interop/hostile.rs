@@ -30,7 +30,9 @@ pub fn snapshots(root: &Path) -> Vec<String> {
 
 pub fn tar(entries: &[Entry]) -> Vec<u8> {
     let mut tar = Vec::new();
-    entries.iter().for_each(|entry| entry.write(&mut tar));
+    for entry in entries {
+        entry.write(&mut tar);
+    }
     tar.resize(tar.len() + 1024, 0);
     tar
 }

@@ -83,7 +83,7 @@ fn killed_at_any_moment() {
             let dir = tempfile::tempdir().unwrap();
             let root = dir.path();
             // Several kills on one root.
-            for _ in 0..1 + rng.below(3) {
+            for _ in 0..=rng.below(3) {
                 let mut child = bake(root, &registry, flags);
                 std::thread::sleep(Duration::from_micros(rng.next() % (took + took / 8)));
                 child.kill().unwrap();

@@ -22,7 +22,7 @@ fn committed(containerd: &Containerd) -> BTreeSet<String> {
 
 fn is_sound(database: &Path) {
     let output = command().args(["bolt", "check"]).arg(database).output().unwrap();
-    assert!(output.status.success(), "{database:?}: {output:?}");
+    assert!(output.status.success(), "{}: {output:?}", database.display());
 }
 
 fn starts(release: &'static str, flags: &str, registry: &Registry, references: &[String], debian: &str, dir: &Path) {

@@ -9,9 +9,10 @@ use hyper::Request;
 use hyper::body::Incoming;
 use prebake::fixture::full;
 
+use crate::answers::text;
 use crate::support::content::demo;
 use crate::support::prebake::{Run, command, prebake};
-use crate::support::registry::{TestRegistry, respond, text};
+use crate::support::registry::{TestRegistry, respond};
 
 /// `user:secret` in base64.
 const BASIC: &str = "Basic dXNlcjpzZWNyZXQ=";

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ fn what_is_there_by_digest_needs_no_registry() {
 
 #[test]
 fn a_registry_at_an_ipv6_address() {
-    let registry = TestRegistry::start_v6(demo());
+    let registry = TestRegistry::on(Ipv6Addr::LOCALHOST.into(), demo(), |_| None);
     let root = tempfile::tempdir().unwrap();
     let reference = registry.reference("demo/hello:1.0");
     assert!(reference.starts_with("[::1]:"));

@@ -10,9 +10,10 @@ use prebake::fixture::{Body, Content, full};
 use prebake::oci::{Descriptor, Digest, MAX_DOCUMENT, media_type};
 use serde_json::{Value, json};
 
+use crate::answers::{broken, endless, text};
 use crate::support::content::{build, demo};
 use crate::support::prebake::{Run, blobs, prebake, records};
-use crate::support::registry::{TestRegistry, broken, endless, respond, slow, text};
+use crate::support::registry::{TestRegistry, respond, slow};
 
 const SMALL: &str = r#"
     [layer.one]

@@ -1,10 +1,10 @@
 //! A registry on loopback that can misbehave, and remembers what it was asked.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::prebake::fixture::{Body, Content, Server, full};
+use ::prebake::fixture::{Body, Content, Server};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::{BodyExt, StreamBody};
@@ -20,11 +20,6 @@ pub struct TestRegistry {
 impl TestRegistry {
     pub fn start(content: Content) -> Self {
         Self::faulty(content, |_| None)
-    }
-
-    /// On `::1`.
-    pub fn start_v6(content: Content) -> Self {
-        Self::on(Ipv6Addr::LOCALHOST.into(), content, |_| None)
     }
 
     pub fn faulty(
@@ -44,7 +39,8 @@ impl TestRegistry {
         })
     }
 
-    fn on(
+    /// One at an address of its own.
+    pub fn on(
         loopback: IpAddr,
         content: Content,
         fault: impl Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync + 'static,
@@ -62,7 +58,7 @@ impl TestRegistry {
 
     /// A reference into this registry.
     pub fn reference(&self, name: &str) -> String {
-        format!("{}/{name}", self.server.name())
+        format!("{}/{name}", self.name())
     }
 
     pub fn name(&self) -> String {
@@ -83,10 +79,6 @@ pub fn respond(status: u16, headers: &[(&str, &str)], body: Body) -> Response<Bo
     response.body(body).unwrap()
 }
 
-pub fn text(status: u16, body: &str) -> Response<Body> {
-    respond(status, &[], full(body.to_owned()))
-}
-
 /// Bytes in pieces of `chunk`, one every `pause`.
 pub fn slow(bytes: Bytes, chunk: usize, pause: Duration) -> Body {
     let pieces: Vec<Bytes> =
@@ -94,23 +86,6 @@ pub fn slow(bytes: Bytes, chunk: usize, pause: Duration) -> Body {
     let stream = futures_util::stream::iter(pieces).then(move |piece| async move {
         tokio::time::sleep(pause).await;
         Ok(Frame::data(piece))
-    });
-    StreamBody::new(stream).boxed_unsync()
-}
-
-/// A body without an end.
-pub fn endless() -> Body {
-    let piece = Bytes::from(vec![b' '; 1 << 16]);
-    let stream = futures_util::stream::repeat_with(move || Ok(Frame::data(piece.clone())));
-    StreamBody::new(stream).boxed_unsync()
-}
-
-/// A body that breaks off with the connection.
-pub fn broken(bytes: Bytes) -> Body {
-    let parts = [Ok(Frame::data(bytes)), Err(std::io::Error::other("broken off"))];
-    let stream = futures_util::stream::iter(parts).then(|part| async move {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        part
     });
     StreamBody::new(stream).boxed_unsync()
 }

@@ -2,7 +2,7 @@
 
 use super::bits::Bits;
 use super::error::GzipError;
-use super::symbols::{self, Element, OUTPUT_MARGIN, Pause};
+use super::symbols::{self, OUTPUT_MARGIN, Pause};
 use super::tables::Tables;
 
 /// What comes next.
@@ -23,8 +23,6 @@ pub(super) enum Stop {
     Input,
     /// The output is as good as full.
     Output,
-    /// A block ended, and another one follows.
-    Block,
     /// The final block ended.
     End,
 }
@@ -43,9 +41,9 @@ pub(super) struct Slice<'a> {
     pub(super) last: bool,
 }
 
-/// Output in the making: `elements[floor..at]` is there, and matches may reach back to its beginning.
-pub(super) struct Output<'a, T> {
-    pub(super) elements: &'a mut [T],
+/// Output in the making: `bytes[floor..at]` is there, and matches may reach back to its beginning.
+pub(super) struct Output<'a> {
+    pub(super) bytes: &'a mut [u8],
     pub(super) at: usize,
     pub(super) floor: usize,
 }
@@ -70,11 +68,11 @@ impl Deflate {
     }
 
     /// Decodes from bit `*bit` of the input on until something stops it.
-    pub(super) fn run<T: Element>(
+    pub(super) fn run(
         &mut self,
         input: Slice<'_>,
         bit: &mut usize,
-        output: &mut Output<'_, T>,
+        output: &mut Output<'_>,
     ) -> Result<Stop, GzipError> {
         let result = self.steps(input, bit, output);
         // Whatever was made of the zeros behind the stream's end is no part of it, not even an error.
@@ -82,12 +80,7 @@ impl Deflate {
         if truncated { Err(GzipError::Truncated) } else { result }
     }
 
-    fn steps<T: Element>(
-        &mut self,
-        input: Slice<'_>,
-        bit: &mut usize,
-        output: &mut Output<'_, T>,
-    ) -> Result<Stop, GzipError> {
+    fn steps(&mut self, input: Slice<'_>, bit: &mut usize, output: &mut Output<'_>) -> Result<Stop, GzipError> {
         while *bit < input.limit * 8 {
             match self.state {
                 State::Header => {
@@ -102,23 +95,20 @@ impl Deflate {
                     }
                 }
                 State::Symbols => {
-                    let Output { elements, at, floor } = output;
-                    let pause = symbols::decode(&self.tables, (input.bytes, input.limit), bit, elements, at, *floor)?;
+                    let Output { bytes, at, floor } = output;
+                    let pause = symbols::decode(&self.tables, (input.bytes, input.limit), bit, bytes, at, *floor)?;
                     if pause == Pause::EndOfBlock {
-                        return Ok(self.end_of_block());
-                    }
-                    if elements.len() - *at < OUTPUT_MARGIN {
+                        self.state = State::Header;
+                        if self.last {
+                            return Ok(Stop::End);
+                        }
+                    } else if bytes.len() - *at < OUTPUT_MARGIN {
                         return Ok(Stop::Output);
                     }
                 }
             }
         }
         Ok(Stop::Input)
-    }
-
-    fn end_of_block(&mut self) -> Stop {
-        self.state = State::Header;
-        if self.last { Stop::End } else { Stop::Block }
     }
 
     fn header(&mut self, bits: &mut Bits<'_>) -> Result<(), GzipError> {
@@ -146,24 +136,19 @@ impl Deflate {
     }
 
     /// Copies what is left of a stored block, as far as input and output allow.
-    fn stored<T: Element>(
-        &mut self,
-        left: usize,
-        input: Slice<'_>,
-        bit: &mut usize,
-        output: &mut Output<'_, T>,
-    ) -> Option<Stop> {
+    fn stored(&mut self, left: usize, input: Slice<'_>, bit: &mut usize, output: &mut Output<'_>) -> Option<Stop> {
         let start = *bit / 8;
-        let room = output.elements.len() - output.at;
+        let room = output.bytes.len() - output.at;
         let count = left.min(input.end.saturating_sub(start)).min(room);
         let from = &input.bytes[start..start + count];
-        let to = &mut output.elements[output.at..output.at + count];
-        to.iter_mut().zip(from).for_each(|(to, &from)| *to = T::known(from));
+        let to = &mut output.bytes[output.at..output.at + count];
+        to.copy_from_slice(from);
         *bit += count * 8;
         output.at += count;
         self.state = State::Stored(left - count);
         if count == left {
-            Some(self.end_of_block())
+            self.state = State::Header;
+            self.last.then_some(Stop::End)
         } else if count == room {
             Some(Stop::Output)
         } else {

@@ -1,7 +1,6 @@
 //! The compressed stream, cut into segments that overlap.
 
 use std::io::{ErrorKind, Read};
-use std::sync::Arc;
 
 use super::deflate::Slice;
 use super::error::GzipError;
@@ -38,7 +37,7 @@ pub(super) struct Input<R> {
     /// Bytes of a segment before the next one takes over.
     segment: usize,
     /// `None` before anything is read.
-    current: Option<Arc<Segment>>,
+    current: Option<Segment>,
     /// Bits into the current segment.
     bit: usize,
     spare: Option<Vec<u8>>,
@@ -71,12 +70,12 @@ impl<R: Read> Input<R> {
     /// Goes on to the next segment.
     fn advance(&mut self) -> Result<(), GzipError> {
         let previous = self.current.take();
-        let next = self.read_segment(previous.as_deref())?;
+        let next = self.read_segment(previous.as_ref())?;
         if let Some(previous) = previous {
             self.bit -= previous.limit * 8;
-            self.spare = Arc::into_inner(previous).map(|segment| segment.bytes);
+            self.spare = Some(previous.bytes);
         }
-        self.current = Some(Arc::new(next));
+        self.current = Some(next);
         Ok(())
     }
 

@@ -90,11 +90,11 @@ impl<R: Read> Gunzip<R> {
                 }
                 Stage::Contents => {
                     let (slice, bit) = self.input.position()?;
-                    let mut output = Output { elements: &mut self.buffer, at: self.at, floor: self.floor };
+                    let mut output = Output { bytes: &mut self.buffer, at: self.at, floor: self.floor };
                     let stop = self.deflate.run(slice, bit, &mut output)?;
                     self.at = output.at;
                     match stop {
-                        Stop::Input | Stop::Block => {}
+                        Stop::Input => {}
                         Stop::Output => return Ok(Some(self.take_block())),
                         Stop::End => {
                             self.update_check();

@@ -4,34 +4,14 @@ use super::error::GzipError;
 use super::huffman::{END_OF_BLOCK, LITERAL, SPECIAL, SUBTABLE};
 use super::tables::{DIST_ROOT, DIST_SIZE, LITLEN_ROOT, LITLEN_SIZE, Tables};
 
-/// Elements copied at a time.
+/// Bytes copied at a time.
 const CHUNK: usize = 16;
-/// Elements that must be left in the output for one round of the loop: three literals, the longest match, and what
+/// Bytes that must be left in the output for one round of the loop: three literals, the longest match, and what
 /// copying whole chunks writes beyond it.
 pub(super) const OUTPUT_MARGIN: usize = 3 + 258 + 2 * CHUNK;
 /// Bytes that must be readable behind the place where the loop stops: the bit buffer is up to eight bytes ahead, and a
 /// round refills it three times.
 pub(super) const INPUT_MARGIN: usize = 8 + 3 * 8 + 8;
-
-/// An element of output: a byte, or a symbol that may stand for a byte not known yet.
-pub(super) trait Element: Copy + 'static {
-    /// The element for a byte that is known.
-    fn known(byte: u8) -> Self;
-}
-
-impl Element for u8 {
-    #[inline]
-    fn known(byte: u8) -> Self {
-        byte
-    }
-}
-
-impl Element for u16 {
-    #[inline]
-    fn known(byte: u8) -> Self {
-        Self::from(byte)
-    }
-}
 
 /// The next bits of the input, kept in a register.
 struct BitBuffer<'a> {
@@ -88,15 +68,15 @@ pub(super) enum Pause {
 }
 
 /// Decodes symbols from bit `*bit` of `input` to `output[*at..]`, until the block ends, the bit's byte reaches `limit`
-/// or fewer than [`OUTPUT_MARGIN`] elements are left. Matches may reach back to `output[floor]`.
+/// or fewer than [`OUTPUT_MARGIN`] bytes are left. Matches may reach back to `output[floor]`.
 ///
 /// `input` must go on for [`INPUT_MARGIN`] bytes behind `limit`.
 #[inline(never)]
-pub(super) fn decode<T: Element>(
+pub(super) fn decode(
     tables: &Tables,
     input: (&[u8], usize),
     bit: &mut usize,
-    output: &mut [T],
+    output: &mut [u8],
     at: &mut usize,
     floor: usize,
 ) -> Result<Pause, GzipError> {
@@ -111,11 +91,11 @@ pub(super) fn decode<T: Element>(
 
 /// The loop of [`decode`]; stops where the bit buffer would read from `limit` on.
 #[inline]
-fn rounds<T: Element>(
+fn rounds(
     tables: &Tables,
     bits: &mut BitBuffer<'_>,
     limit: usize,
-    output: &mut [T],
+    output: &mut [u8],
     at: &mut usize,
     floor: usize,
 ) -> Result<Pause, GzipError> {
@@ -212,8 +192,8 @@ fn second(entry: u32, bits: u64) -> usize {
 
 /// The literal of an entry.
 #[inline]
-fn literal<T: Element>(entry: u32) -> T {
-    T::known((entry >> 16) as u8)
+fn literal(entry: u32) -> u8 {
+    (entry >> 16) as u8
 }
 
 /// The length or distance of an entry with its extra bits, which follow its code in `bits`.
@@ -223,9 +203,9 @@ fn value(entry: u32, bits: u64) -> usize {
     (entry >> 16) as usize + extra as usize
 }
 
-/// Repeats `length` elements from `distance` back at `output[at]`; may write up to two chunks beyond them.
+/// Repeats `length` bytes from `distance` back at `output[at]`; may write up to two chunks beyond them.
 #[inline]
-fn copy_match<T: Element>(output: &mut [T], at: usize, distance: usize, length: usize) {
+fn copy_match(output: &mut [u8], at: usize, distance: usize, length: usize) {
     let end = at + length;
     let mut from = at - distance;
     let mut to = at;

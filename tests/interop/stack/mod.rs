@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 
 use ::prebake::fixture::Content;
 use ::prebake::layer::{Compression, compress};
-use ::prebake::oci::{Digest, Document, Platform, media_type};
+use ::prebake::oci::{Digest, Document, Platform, chain_ids, media_type};
 use serde_json::{Value, json};
 
 pub use archive::{Contents, Entry, Sparse};
@@ -122,14 +122,7 @@ impl Image {
 
     /// The chain of each layer: the names of the snapshots (OCI image specification, `config.md`, on chains).
     pub fn chains(&self) -> Vec<Digest> {
-        let mut chains: Vec<Digest> = Vec::new();
-        for (_, diff_id) in &self.layers {
-            chains.push(match chains.last() {
-                None => diff_id.clone(),
-                Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
-            });
-        }
-        chains
+        chain_ids(&self.layers.iter().map(|(_, diff_id)| diff_id.clone()).collect::<Vec<_>>())
     }
 }
 

@@ -1,0 +1,50 @@
+//! `prebake unpack`.
+
+use clap::Args;
+use prebake::bake::{UnpackRequest, unpack};
+use prebake::metadata::K8S_NAMESPACE;
+use prebake::oci::Reference;
+
+use super::bake::{self, LimitArgs};
+use super::output::{self, OutputArgs};
+use super::{Failed, RootArgs, progress};
+
+const EXAMPLES: &str = "\
+Examples:
+  prebake unpack --root ./chroot                                every image that is in the root
+  prebake unpack --root ./chroot registry.k8s.io/pause:3.10     only this one";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct UnpackArgs {
+    #[command(flatten)]
+    root: RootArgs,
+    /// Images that were fetched before; all of them without any
+    #[arg(value_name = "REF")]
+    references: Vec<Reference>,
+    /// containerd's namespace
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = bake::namespace)]
+    namespace: String,
+    #[command(flatten)]
+    limit: LimitArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+pub(super) fn run(args: &UnpackArgs) -> Result<u8, Failed> {
+    let output = args.output;
+    let request = UnpackRequest {
+        root: args.root.existing()?,
+        names: args.references.iter().map(Reference::to_string).collect(),
+        namespace: args.namespace.clone(),
+        max_unpacked: args.limit.max_unpacked,
+        lock_timeout: args.root.lock_timeout(),
+    };
+    let work = async |cancel| unpack(request, progress::listener(output), cancel).await;
+    let (report, signal) = bake::interruptible(work)?;
+    if report.images.is_empty() && !output.json && !output.quiet {
+        output::say("the root has no images");
+        return Ok(0);
+    }
+    Ok(bake::end(&report, signal, output))
+}

@@ -1,0 +1,33 @@
+//! What a registry that misbehaves answers.
+
+use std::time::Duration;
+
+use ::prebake::fixture::{Body, full};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Response;
+use hyper::body::Frame;
+
+use crate::support::registry::respond;
+
+pub fn text(status: u16, body: &str) -> Response<Body> {
+    respond(status, &[], full(body.to_owned()))
+}
+
+/// A body without an end.
+pub fn endless() -> Body {
+    let piece = Bytes::from(vec![b' '; 1 << 16]);
+    let stream = futures_util::stream::repeat_with(move || Ok(Frame::data(piece.clone())));
+    StreamBody::new(stream).boxed_unsync()
+}
+
+/// A body that breaks off with the connection.
+pub fn broken(bytes: Bytes) -> Body {
+    let parts = [Ok(Frame::data(bytes)), Err(std::io::Error::other("broken off"))];
+    let stream = futures_util::stream::iter(parts).then(|part| async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        part
+    });
+    StreamBody::new(stream).boxed_unsync()
+}
