@@ -94,18 +94,15 @@ pub fn images(root: &Root, namespace: Option<&str>, wait: &Wait<'_>) -> Result<V
     let mut listed = Vec::new();
     for rows in rows.unwrap_or_default() {
         let found = looks(&store, &rows);
-        let shared = shared(found.values());
+        let shared = shared(&found);
         let row = |image: metadata::ImageRow| {
             let look = found.get(&image.target.digest);
-            let sum = |parts: &HashMap<Part, u64>| {
-                parts.iter().filter(|(part, _)| shared.contains(part)).map(|(_, size)| size).sum()
-            };
             ListedImage {
                 namespace: rows.namespace.clone(),
                 policy: look.map(|look| look.policy),
                 size: look.map(|look| look.size),
                 unpacked: look.map_or(0, |look| look.unpacked),
-                shared: look.map_or(0, |look| sum(&look.parts)),
+                shared: shared.get(&image.target.digest).copied().unwrap_or(0),
                 name: image.name,
                 digest: image.target.digest.to_string(),
                 media_type: image.target.media_type,
@@ -139,7 +136,8 @@ struct Look {
     policy: Kept,
     size: u64,
     unpacked: u64,
-    parts: HashMap<Part, u64>,
+    /// Each once.
+    parts: Vec<(Part, u64)>,
 }
 
 /// Targets whose documents are all here. Several records share a target, and thousands of documents are read.
@@ -157,15 +155,12 @@ fn looks(store: &Store, rows: &Rows) -> HashMap<Digest, Look> {
 fn look(store: &Store, walk: &Walk, rows: &Rows) -> Look {
     let layers = || walk.manifest.iter().flat_map(|manifest| &manifest.layers);
     let config = walk.manifest.iter().map(|manifest| &manifest.config);
-    let mut parts: HashMap<Part, u64> = walk
-        .documents
-        .iter()
-        .map(|(document, _)| document)
-        .chain(config)
-        .chain(layers())
-        .filter(|blob| rows.blobs.contains(&blob.digest))
-        .map(|blob| (Part::Blob(blob.digest.clone()), blob.size))
-        .collect();
+    let mut blobs: Vec<&Descriptor> =
+        walk.documents.iter().map(|(document, _)| document).chain(config).chain(layers()).collect();
+    blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
+    blobs.dedup_by(|a, b| a.digest == b.digest);
+    blobs.retain(|blob| rows.blobs.contains(&blob.digest));
+    let mut parts: Vec<_> = blobs.iter().map(|blob| (Part::Blob(blob.digest.clone()), blob.size)).collect();
     let chain = if rows.snapshots.is_empty() { Vec::new() } else { chain(store, walk).unwrap_or_default() };
     let has: Vec<(&Digest, u64)> =
         chain.iter().map_while(|key| Some((key, *rows.snapshots.get(key.as_str())?))).collect();
@@ -192,13 +187,14 @@ fn chain(store: &Store, walk: &Walk) -> Option<Vec<Digest>> {
     Some(chain_ids(&config.diff_ids?))
 }
 
-/// What more than one of them has.
-fn shared<'l>(looks: impl Iterator<Item = &'l Look>) -> HashSet<Part> {
-    let (mut once, mut shared) = (HashSet::new(), HashSet::new());
-    for part in looks.flat_map(|look| look.parts.keys()) {
+/// Of each, the bytes that another one has as well.
+fn shared(looks: &HashMap<Digest, Look>) -> HashMap<Digest, u64> {
+    let (mut once, mut again) = (HashSet::new(), HashSet::new());
+    for (part, _) in looks.values().flat_map(|look| &look.parts) {
         if !once.insert(part) {
-            shared.insert(part.clone());
+            again.insert(part);
         }
     }
-    shared
+    let sum = |look: &Look| look.parts.iter().filter(|(part, _)| again.contains(part)).map(|(_, size)| size).sum();
+    looks.iter().map(|(target, look)| (target.clone(), sum(look))).collect()
 }
