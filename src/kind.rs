@@ -55,11 +55,32 @@ impl From<&registry::Error> for Kind {
     fn from(error: &registry::Error) -> Self {
         use registry::Error;
         match error {
-            Error::NotFound { .. } => Self::NotFound,
+            Error::NotFound { .. } | Error::NoHost { .. } => Self::NotFound,
             Error::Unauthorized { .. } => Self::Unauthorized,
-            Error::TooLarge { .. } => Self::Corrupt,
-            Error::Status { .. } | Error::Transport { .. } | Error::Token { .. } => Self::Unavailable,
-            Error::NoCertificates | Error::Setup(_) => Self::Io,
+            Error::TooLarge { .. } | Error::WrongClaim { .. } => Self::Corrupt,
+            Error::GaveUp { source, .. } => (&**source).into(),
+            Error::Hosts(error) => error.into(),
+            Error::Credentials(error) => error.into(),
+            Error::Tls { .. } => Self::InvalidInput,
+            Error::Status { .. }
+            | Error::Limited { .. }
+            | Error::Quota { .. }
+            | Error::Transport { .. }
+            | Error::CutOff { .. }
+            | Error::WrongRange { .. }
+            | Error::Address { .. }
+            | Error::Redirect { .. }
+            | Error::Token { .. } => Self::Unavailable,
+            Error::Setup(_) => Self::Io,
+        }
+    }
+}
+
+impl From<&registry::HostsError> for Kind {
+    fn from(error: &registry::HostsError) -> Self {
+        match error {
+            registry::HostsError::Io { source, .. } => source.into(),
+            _ => Self::InvalidInput,
         }
     }
 }
@@ -68,6 +89,7 @@ impl From<&registry::CredentialsError> for Kind {
     fn from(error: &registry::CredentialsError) -> Self {
         match error {
             registry::CredentialsError::Io { source, .. } => source.into(),
+            registry::CredentialsError::Helper { .. } => Self::Unauthorized,
             _ => Self::InvalidInput,
         }
     }

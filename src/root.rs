@@ -62,6 +62,14 @@ impl Root {
         self.find(&self.containerd.join(plugin))
     }
 
+    /// Any directory; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// [`RootError`] when that cannot be told.
+    pub fn dir(&self, inside: &Path) -> Result<Option<PathBuf>, RootError> {
+        self.find(inside)
+    }
+
     /// prebake's own directory, made where it is missing.
     ///
     /// # Errors

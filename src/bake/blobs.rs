@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
+use super::event::notices;
 use super::resolve::ref_kind;
 use super::{Error, Event, Listener, Request, Totals};
 use crate::catalog::Catalog;
@@ -17,8 +18,9 @@ use crate::kind::chain;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
 use crate::registry::{self, Client, RawDocument, Room};
 
-/// How often a blob or document is asked for when what comes is broken.
-pub(super) const TRIES: usize = 2;
+/// How often a blob or document is asked for when what comes is not what its digest names. Broken connections and servers
+/// are the registry client's own business.
+pub(super) const TRIES: usize = 4;
 /// Chunks between the network and the disk, of all blobs together. A chunk is what one read of a connection gives, at most
 /// 400 KiB or so: this, and one more a blob on either side, is nearly all of prebake's memory.
 const CHUNKS: usize = 24;
@@ -60,7 +62,7 @@ pub(super) struct Blobs {
     pub(super) catalog: Arc<Catalog>,
     pub(super) namespace: String,
     pub(super) listener: Arc<dyn Listener>,
-    client: Client,
+    client: Arc<Client>,
     permits: Semaphore,
     chunks: usize,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
@@ -75,7 +77,7 @@ impl Blobs {
         listener: Arc<dyn Listener>,
     ) -> Result<Self> {
         Ok(Self {
-            client: Client::new(request.registry.clone())?,
+            client: Arc::new(Client::new(request.registry.clone(), notices(listener.clone()))?),
             store,
             catalog,
             namespace: request.namespace.clone(),
@@ -235,6 +237,7 @@ impl Blobs {
             (guard, moved) = self.transfer(reference, descriptor, guard, &progress).await?;
             match moved {
                 Err(error) if is_passing(&error) && tries < TRIES => {
+                    self.client.gives_no_parts(reference.registry());
                     let (lost, reason) = (progress.came.swap(0, Ordering::Relaxed), &chain(&error));
                     self.listener.on(&Event::BlobRetried { digest: &descriptor.digest, lost, reason });
                     tries += 1;
@@ -259,19 +262,22 @@ impl Blobs {
         progress: &Progress<'_>,
     ) -> Result<(Guard, Result<bool>)> {
         let (chunks, mut received) = mpsc::channel::<Bytes>(self.chunks);
-        let (ready, wanted) = oneshot::channel();
+        let (ready, begin) = oneshot::channel();
+        let (tell, mut told) = oneshot::channel();
         let (blobs, blob, slot) = (self.clone(), descriptor.clone(), self.slot(descriptor));
         let write = move || -> Result<bool, content::Error> {
-            let started = blobs.store.ingest(&blobs.namespace, ref_kind(&blob.media_type), &blob)?;
-            let _ = ready.send(matches!(started, Started::New(_)));
-            match started {
+            match blobs.store.ingest(&blobs.namespace, ref_kind(&blob.media_type), &blob)? {
                 Started::Whole(whole) => whole.commit().map(|()| false),
                 Started::New(mut ingest) => {
-                    let (growing, writer) = Growing::new(ingest.file()?);
+                    let _ = ready.send(Begin { from: ingest.written(), tag: ingest.entity_tag(), tell: Some(tell) });
+                    let (growing, writer) = Growing::new(ingest.file()?, ingest.written());
                     slot.coming.send_replace(Coming::Growing(growing));
                     while let Some(chunk) = received.blocking_recv() {
                         ingest.write(&chunk)?;
                         writer.grew(chunk.len() as u64);
+                        if let Ok(tag) = told.try_recv() {
+                            ingest.tag(&tag)?;
+                        }
                     }
                     ingest.verify()?.commit()?;
                     writer.finish();
@@ -283,13 +289,11 @@ impl Blobs {
             let written = write();
             (guard, written)
         });
-        let network = async {
-            if wanted.await != Ok(true) {
-                return Ok(());
-            }
-            self.receive(reference, descriptor, chunks, progress).await
+        let moved = match begin.await {
+            Ok(begin) => self.receive(reference, descriptor, begin, chunks, progress).await,
+            // Nothing is wanted, or the writer says why not.
+            Err(_) => Ok(()),
         };
-        let moved = network.await;
         let (guard, written) = writer.await.map_err(|_| Error::Task)?;
         Ok((
             guard,
@@ -307,12 +311,18 @@ impl Blobs {
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
+        begin: Begin,
         chunks: mpsc::Sender<Bytes>,
         progress: &Progress<'_>,
     ) -> Result<(), registry::Error> {
-        let mut body = self.client.blob(reference, &descriptor.digest).await?;
+        let Begin { from, tag, mut tell } = begin;
+        progress.add(from);
+        let mut body = self.client.blob(reference, descriptor, from, tag);
         while let Some(chunk) = body.chunk().await? {
             let bytes = chunk.len() as u64;
+            if let (Some(tag), Some(tell)) = (body.entity_tag(), tell.take()) {
+                let _ = tell.send(tag.to_owned());
+            }
             if chunks.send(chunk).await.is_err() {
                 break;
             }
@@ -339,7 +349,7 @@ impl Blobs {
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
         let (chunks, received) = mpsc::channel::<Bytes>(self.chunks);
         let reader = spawn_blocking(move || read(Piped { received, chunk: Bytes::new() }));
-        let failed = self.receive(reference, descriptor, chunks, &progress).await.err();
+        let failed = self.receive(reference, descriptor, Begin::default(), chunks, &progress).await.err();
         let read = reader.await.map_err(|_| Error::Task)?;
         if read.is_ok() {
             progress.came.store(0, Ordering::Relaxed);
@@ -450,6 +460,16 @@ impl Blobs {
     }
 }
 
+/// Where a transfer begins.
+#[derive(Default)]
+struct Begin {
+    from: u64,
+    /// The entity tag of what is there.
+    tag: Option<String>,
+    /// Takes that of what comes.
+    tell: Option<oneshot::Sender<String>>,
+}
+
 /// The bytes of a blob that is not kept.
 pub(super) struct Piped {
     received: mpsc::Receiver<Bytes>,
@@ -493,12 +513,12 @@ impl Drop for Progress<'_> {
     }
 }
 
-/// Whether asking once more may help: the network failed, or what came was not what was promised.
+/// Whether asking once more may help: what came was not what was promised.
 fn is_passing(error: &Error) -> bool {
     match error {
         // Longer than its descriptor says; a document over the limit stays over it.
         Error::Registry(registry::Error::TooLarge { limit, .. }) => *limit < MAX_DOCUMENT,
-        Error::Registry(error) => error.is_passing(),
+        Error::Registry(error) => matches!(error, registry::Error::WrongClaim { .. }),
         Error::Content(error) => matches!(
             error,
             content::Error::TooShort { .. } | content::Error::TooLong { .. } | content::Error::WrongDigest { .. }

@@ -1,9 +1,13 @@
 //! What happens during a bake, for whoever wants to show it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::Kind;
+use crate::kind::chain;
 use crate::oci::{Digest, Platform};
+use crate::registry::{Notice, Notify};
 
 /// Something that happened. As JSON, each is one object with `event` naming it; sizes are bytes.
 #[derive(Debug, Serialize)]
@@ -57,6 +61,39 @@ pub enum Event<'a> {
         lost: u64,
         /// What was wrong.
         reason: &'a str,
+    },
+    /// Something is asked for again: a server failed, or a connection broke.
+    Again {
+        /// What went wrong.
+        reason: &'a str,
+        /// Tries so far.
+        tries: u32,
+        /// Tries at most.
+        of: u32,
+        /// Seconds until then.
+        wait_seconds: f64,
+    },
+    /// A host asked for patience: nobody asks it anything for a while.
+    Limited {
+        /// The host.
+        host: &'a str,
+        /// HTTP status.
+        status: u16,
+        /// For how many seconds.
+        wait_seconds: f64,
+    },
+    /// A host said how many pulls are left.
+    Quota {
+        /// The host.
+        host: &'a str,
+        /// Pulls in the window.
+        limit: u64,
+        /// Pulls that are left.
+        remaining: u64,
+        /// The window, in seconds; 0 when it is not said.
+        window_seconds: u64,
+        /// The same in words.
+        words: &'a str,
     },
     /// A blob will not come, or not for this image.
     BlobFailed {
@@ -121,6 +158,26 @@ pub enum Event<'a> {
 pub trait Listener: Send + Sync {
     /// Something happened.
     fn on(&self, event: &Event<'_>);
+}
+
+/// Lets a listener hear what the registry client has to say.
+pub(super) fn notices(listener: Arc<dyn Listener>) -> Notify {
+    Arc::new(move |notice| match notice {
+        Notice::Again { error, tries, of, wait } => {
+            let (reason, wait_seconds) = (&chain(*error), wait.as_secs_f64());
+            listener.on(&Event::Again { reason, tries: *tries, of: *of, wait_seconds });
+        }
+        Notice::Limited { host, status, wait } => {
+            listener.on(&Event::Limited { host, status: *status, wait_seconds: wait.as_secs_f64() });
+        }
+        Notice::Quota { host, quota } => listener.on(&Event::Quota {
+            host,
+            limit: quota.limit,
+            remaining: quota.remaining,
+            window_seconds: quota.window,
+            words: &quota.to_string(),
+        }),
+    })
 }
 
 /// Hears nothing.

@@ -7,12 +7,12 @@ use clap::Args;
 use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, Unpacking, run};
 use prebake::metadata::{K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
-use prebake::registry::{Credentials, Options};
 use prebake::snapshot::OVERLAYFS;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{self, OutputArgs};
+use super::registry::{AccessArgs, MannersArgs};
 use super::{Failed, RootArgs, exit_code_of, progress};
 
 const EXAMPLES: &str = "\
@@ -22,7 +22,9 @@ Examples:
   cat images.txt | prebake bake --root ./chroot --file -
   prebake bake --root ./chroot --unpack-under 150MiB --file images.txt
   prebake bake --root ./chroot --unpack --discard-layers docker.io/library/nginx:1.27
-Credentials are those of Docker's config.json ($DOCKER_CONFIG, or ~/.docker).
+  prebake bake --root ./chroot --creds-file creds.txt --hosts-dir ./certs.d registry.example/team/app:2
+Credentials come from --creds, --creds-file, $REGISTRY_AUTH_FILE, Docker's config.json ($DOCKER_CONFIG, or ~/.docker),
+Podman's auth.json, and kubelet's credential provider plugins, in this order; `prebake registry explain` shows which.
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
 
 #[derive(Args)]
@@ -76,12 +78,13 @@ pub(super) struct FetchArgs {
     /// Keep kubelet from ever removing the images
     #[arg(long)]
     pin: bool,
-    /// Plain HTTP to every registry; loopback registries need no flag
-    #[arg(long)]
-    plain_http: bool,
     /// Blobs under way at a time, 1 to 32
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CONCURRENCY, value_parser = clap::value_parser!(u8).range(1..=32))]
     concurrency: u8,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    manners: MannersArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }
@@ -129,18 +132,18 @@ pub(super) fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8
 
 fn execute(args: FetchArgs, bootstrap: bool, unpack: Option<Unpacking>) -> Result<u8, Failed> {
     let output = args.output;
+    let root = args.root.root();
+    let references = references(&args.references, &args.file)?;
+    let registry = args.access.options(&args.manners, &root, &references)?;
     let request = Request {
-        references: references(&args.references, &args.file)?,
-        root: args.root.root(),
+        references,
+        root,
         lock_timeout: args.root.lock_timeout(),
         namespace: args.namespace,
         platform: args.platform.unwrap_or_else(Platform::host),
         pin: args.pin,
         concurrency: args.concurrency.into(),
-        registry: Options {
-            plain_http: args.plain_http,
-            credentials: Credentials::from_docker_config().map_err(Failed::new)?,
-        },
+        registry,
         bootstrap,
         unpack,
     };

@@ -37,10 +37,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(internal)?;
     let server = runtime
-        .block_on(Server::start(
-            Ipv4Addr::LOCALHOST,
-            Arc::new(move |request| content.answer(request.method(), request.uri().path())),
-        ))
+        .block_on(Server::start(Ipv4Addr::LOCALHOST, Arc::new(move |request| content.answer(request))))
         .map_err(internal)?;
     let references: Vec<Reference> = spec
         .image

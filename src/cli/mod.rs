@@ -8,6 +8,7 @@ mod demo;
 mod images;
 mod output;
 mod progress;
+mod registry;
 mod unpack;
 
 use std::path::PathBuf;
@@ -57,6 +58,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
     Bolt(bolt::BoltArgs),
+    /// Find out how a registry would be talked to
+    Registry(registry::RegistryArgs),
     /// Bake images from an embedded registry, check them, and show what was made
     Demo(demo::DemoArgs),
 }
@@ -134,6 +137,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => args.json,
         Command::Check(args) => args.output.json,
         Command::Bolt(args) => args.json(),
+        Command::Registry(args) => args.json(),
         Command::Demo(_) => false,
     };
     let code = match cli.command {
@@ -144,6 +148,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => images::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bolt(args) => bolt::run(&args),
+        Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     ExitCode::from(code.unwrap_or_else(|failed| {

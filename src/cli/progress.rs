@@ -118,6 +118,11 @@ fn line(event: &Event<'_>) -> Option<String> {
             format!("resolved {image} to {digest} ({platform}, {blobs} blobs, {})", output::bytes(*bytes))
         }
         Event::BlobRetried { digest, reason, .. } => format!("again: {digest}: {reason}"),
+        Event::Again { reason, tries, of, .. } => format!("again after try {tries} of {of}: {reason}"),
+        Event::Limited { host, status, wait_seconds } => {
+            format!("{host} answered {status}; nothing is asked of it for {wait_seconds:.1} s")
+        }
+        Event::Quota { host, words, .. } => format!("{host} says that {words} are left"),
         Event::ImageFetched { image, .. } => format!("fetched {image}"),
         Event::Bootstrapped { namespace, images, changed: true } => {
             format!("containerd's metadata names {images} images in {namespace}")

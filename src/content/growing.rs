@@ -32,9 +32,9 @@ pub struct GrowingReader {
 }
 
 impl Growing {
-    /// Of a file that is being written from its beginning.
-    pub fn new(file: File) -> (Arc<Self>, Writer) {
-        let state = Mutex::new(State { len: 0, end: None });
+    /// Of a file that has `len` bytes, and is being added to.
+    pub fn new(file: File, len: u64) -> (Arc<Self>, Writer) {
+        let state = Mutex::new(State { len, end: None });
         let growing = Arc::new(Self { file, state, changed: Condvar::new() });
         (growing.clone(), Writer(growing))
     }
@@ -92,7 +92,7 @@ mod tests {
     fn readers_wait_for_bytes_and_for_the_end() {
         for whole in [true, false] {
             let file = tempfile::tempfile().expect("a file");
-            let (growing, writer) = Growing::new(file.try_clone().expect("the same"));
+            let (growing, writer) = Growing::new(file.try_clone().expect("the same"), 0);
             let mut reader = growing.reader();
             let reading = std::thread::spawn(move || {
                 let mut all = Vec::new();

@@ -13,7 +13,12 @@ use crate::oci::{Descriptor, Digest, Hasher};
 
 const BLOB_MODE: u32 = 0o444;
 
-/// A write that is not finished. Dropped, it removes what it wrote.
+/// What is worth to be gone on with, in bytes; less is asked for anew.
+const RESUME_FROM: u64 = 1 << 20;
+/// Beside containerd's files of an ingest, one of our own: by what a server knows again what it sent.
+const TAG_FILE: &str = "etag";
+
+/// A write that is not finished. Dropped, it removes what it wrote, unless that is worth to be gone on with.
 #[derive(Debug)]
 pub struct Ingest {
     files: IngestDir,
@@ -33,20 +38,31 @@ pub struct VerifiedBlob {
     target: PathBuf,
 }
 
-/// The directory of an ingest; removed when dropped.
+/// The directory of an ingest; removed when dropped, unless it is to stay.
 #[derive(Debug)]
-struct IngestDir(PathBuf);
+struct IngestDir {
+    path: PathBuf,
+    stays: bool,
+}
+
+impl IngestDir {
+    fn new(path: PathBuf) -> Self {
+        Self { path, stays: false }
+    }
+}
 
 impl Drop for IngestDir {
     fn drop(&mut self) {
-        // A leftover is swept by the next bake or by containerd.
-        let _ = fs::remove_dir_all(&self.0);
+        if !self.stays {
+            // A leftover is taken over by the next bake, or swept by containerd.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
 impl Store {
     /// Starts to write a blob in `namespace`, under containerd's name for such a write (`remotes.MakeRefKey`). What an
-    /// earlier run left under that name is taken over if it is whole: then the [`VerifiedBlob`] comes at once.
+    /// earlier run left under that name is gone on with; if it is whole, the [`VerifiedBlob`] comes at once.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -55,8 +71,16 @@ impl Store {
         let target = self.existing(&blob.digest)?;
         let missing = || Error::io("opening", Path::new("ingest"))(io::ErrorKind::NotFound.into());
         let dir = self.ingest.as_ref().ok_or_else(missing)?.join(Digest::of(reference.as_bytes()).hex());
-        if let Some(data) = whole(&dir, blob)? {
-            return Ok(Started::Whole(VerifiedBlob { files: IngestDir(dir), data, target }));
+        if let Some((data, hasher, written)) = left(&dir, blob)? {
+            let files = IngestDir::new(dir);
+            let ingest = Ingest { files, data, hasher, written, digest: blob.digest.clone(), size: blob.size, target };
+            if written < blob.size {
+                return Ok(Started::New(Box::new(ingest)));
+            }
+            if let Ok(whole) = ingest.verify() {
+                return Ok(Started::Whole(whole));
+            }
+            return self.ingest(namespace, kind, blob);
         }
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &dir)(e)),
@@ -64,7 +88,7 @@ impl Store {
         }
         let error = |e| Error::io("writing", &dir)(e);
         fs::DirBuilder::new().mode(DIR_MODE).create(&dir).map_err(error)?;
-        let files = IngestDir(dir.clone());
+        let files = IngestDir::new(dir.clone());
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true);
         let total = blob.size.to_string();
         for (name, text) in [("ref", &reference), ("startedat", &now), ("updatedat", &now), ("total", &total)] {
@@ -86,14 +110,14 @@ impl Store {
 /// How an ingest begins.
 #[derive(Debug)]
 pub enum Started {
-    /// Bytes are needed.
+    /// Bytes are needed: all, or those that are missing.
     New(Box<Ingest>),
     /// An earlier run was ended between the last byte and the commit.
     Whole(VerifiedBlob),
 }
 
-/// The data of an earlier ingest of exactly this blob.
-fn whole(dir: &Path, blob: &Descriptor) -> Result<Option<File>> {
+/// The data of an earlier ingest of this blob, where it is worth something, hashed and ready to be added to.
+fn left(dir: &Path, blob: &Descriptor) -> Result<Option<(File, Hasher, u64)>> {
     // Not a link to somewhere else.
     if !fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir()) {
         return Ok(None);
@@ -105,18 +129,22 @@ fn whole(dir: &Path, blob: &Descriptor) -> Result<Option<File>> {
         return Ok(None);
     };
     let error = |e| Error::io("reading", &path)(e);
-    if data.metadata().map_err(error)?.len() != blob.size {
+    let len = data.metadata().map_err(error)?.len();
+    if len != blob.size && !(RESUME_FROM..blob.size).contains(&len) {
         return Ok(None);
     }
     let mut hasher = Hasher::new(blob.digest.algorithm());
     let mut buffer = vec![0; READ_BUFFER];
+    let mut written = 0;
     loop {
         match data.read(&mut buffer).map_err(error)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
+            0 => return Ok(Some((data, hasher, written))),
+            n => {
+                hasher.update(&buffer[..n]);
+                written += n as u64;
+            }
         }
     }
-    Ok((hasher.finish() == blob.digest).then_some(data))
 }
 
 impl Ingest {
@@ -130,7 +158,29 @@ impl Ingest {
             return Err(Error::TooLong { digest: self.digest.clone(), expected: self.size });
         }
         self.hasher.update(bytes);
-        self.data.write_all(bytes).map_err(|e| Error::io("writing", &self.files.0.join("data"))(e))
+        self.data.write_all(bytes).map_err(|e| Error::io("writing", &self.files.path.join("data"))(e))
+    }
+
+    /// How many bytes are there.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The entity tag that [`Ingest::tag`] left with the bytes.
+    pub fn entity_tag(&self) -> Option<String> {
+        fs::read_to_string(self.files.path.join(TAG_FILE)).ok()
+    }
+
+    /// Remembers by what the server knows again what it sends, for a run that goes on with it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn tag(&self, entity_tag: &str) -> Result<()> {
+        if self.size < RESUME_FROM {
+            return Ok(());
+        }
+        let path = self.files.path.join(TAG_FILE);
+        fs::write(&path, entity_tag).map_err(|e| Error::io("writing", &path)(e))
     }
 
     /// The file that is written to, to be read meanwhile.
@@ -138,15 +188,16 @@ impl Ingest {
     /// # Errors
     /// [`Error::Io`].
     pub fn file(&self) -> Result<File> {
-        self.data.try_clone().map_err(|e| Error::io("opening", &self.files.0.join("data"))(e))
+        self.data.try_clone().map_err(|e| Error::io("opening", &self.files.path.join("data"))(e))
     }
 
     /// Ends the write.
     ///
     /// # Errors
-    /// [`Error::TooShort`], [`Error::WrongDigest`]: what was written is gone.
-    pub fn verify(self) -> Result<VerifiedBlob> {
+    /// [`Error::TooShort`]: what was written stays, if it is worth to be gone on with. [`Error::WrongDigest`]: it is gone.
+    pub fn verify(mut self) -> Result<VerifiedBlob> {
         if self.written < self.size {
+            self.files.stays = self.written >= RESUME_FROM;
             return Err(Error::TooShort { digest: self.digest, expected: self.size, got: self.written });
         }
         let got = self.hasher.finish();
@@ -167,7 +218,7 @@ impl VerifiedBlob {
         self.data.sync_data().map_err(error)?;
         self.data.set_permissions(fs::Permissions::from_mode(BLOB_MODE)).map_err(error)?;
         let parent = self.target.parent().unwrap_or(Path::new("."));
-        fs::rename(self.files.0.join("data"), &self.target).map_err(error)?;
+        fs::rename(self.files.path.join("data"), &self.target).map_err(error)?;
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(error)
     }
 }

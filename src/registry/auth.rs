@@ -1,156 +1,267 @@
-//! Who we are to a registry: nobody until it asks, then Basic or a Bearer token, one exchange at a time per repository.
+//! Who we are to a host: nobody until it asks, then Basic or a Bearer token, one exchange at a time per repository.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use oci_client::RegistryOperation;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use reqwest::RequestBuilder;
-use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
+use http_auth::parser::ChallengeParser;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{RequestBuilder, Url};
+use serde::Deserialize;
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 
-use super::client::{CONNECT_TIMEOUT, READ_TIMEOUT};
-use super::{Credentials, Error, Result};
+use super::credentials::{Credential, Found, Keychain, Secret};
+use super::hosts::Host;
+use super::send::{Sender, is_loopback_url};
+use super::{Error, Result};
+
+/// How much of a token server's answer is read, in bytes.
+const MAX_TOKEN: u64 = 1 << 20;
+/// How long a token is good when its server does not say (the distribution project's token specification).
+const DEFAULT_LIFE: Duration = Duration::from_mins(1);
+/// A token is renewed so long before it ends, or at four fifths of its life.
+const MARGIN: Duration = Duration::from_secs(30);
+const CLIENT_ID: &str = "prebake";
 
 /// How to sign a request.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Signature {
     Nobody,
-    Basic(String, String),
-    Bearer(String),
+    Basic(String, Secret),
+    Bearer(Secret),
 }
 
 impl Signature {
     pub(super) fn sign(&self, request: RequestBuilder) -> RequestBuilder {
         match self {
             Self::Nobody => request,
-            Self::Basic(user, password) => request.basic_auth(user, Some(password)),
-            Self::Bearer(token) => request.bearer_auth(token),
+            Self::Basic(user, password) => request.basic_auth(user, Some(password.reveal())),
+            Self::Bearer(token) => match HeaderValue::from_str(&format!("Bearer {}", token.reveal())) {
+                Ok(mut value) => {
+                    value.set_sensitive(true);
+                    request.header(AUTHORIZATION, value)
+                }
+                // No registry can have meant it.
+                Err(_) => request,
+            },
         }
     }
 }
 
-/// Signatures by registry and repository.
+/// Signatures by host and repository.
 pub(super) struct Auth {
-    credentials: Credentials,
-    has_certificates: bool,
+    keychain: Keychain,
     slots: Mutex<HashMap<(String, String), Slot>>,
 }
 
 /// Locked while an exchange is under way, so that parallel requests share one.
-pub(super) type Slot = Arc<AsyncMutex<Signature>>;
+type Slot = Arc<AsyncMutex<State>>;
 
-/// A repository of a registry, and how the registry is reached.
+struct State {
+    signature: Signature,
+    /// How to get another token, and when.
+    renewal: Option<(Bearer, Instant)>,
+}
+
+/// A repository of a host that is asked for something.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    pub(super) registry: &'a str,
+    pub(super) host: &'a Arc<Host>,
     pub(super) repository: &'a str,
-    pub(super) plain_http: bool,
     /// What is being asked for, in words.
     pub(super) what: &'a str,
 }
 
+/// A challenge for a token.
+#[derive(Clone)]
+struct Bearer {
+    realm: Url,
+    service: Option<String>,
+    scope: String,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    expires_in: Option<u64>,
+}
+
 impl Auth {
-    pub(super) fn new(credentials: Credentials, has_certificates: bool) -> Self {
-        Self { credentials, has_certificates, slots: Mutex::default() }
+    pub(super) fn new(keychain: Keychain) -> Self {
+        Self { keychain, slots: Mutex::default() }
     }
 
-    /// Where the signature for a repository is kept.
-    pub(super) fn slot(&self, place: Place<'_>) -> Slot {
+    fn slot(&self, place: Place<'_>) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (place.registry.to_owned(), place.repository.to_owned());
-        slots.entry(key).or_insert_with(|| Arc::new(AsyncMutex::new(Signature::Nobody))).clone()
+        let key = (place.host.url().to_owned(), place.repository.to_owned());
+        let new = || Arc::new(AsyncMutex::new(State { signature: Signature::Nobody, renewal: None }));
+        slots.entry(key).or_insert_with(new).clone()
     }
 
-    /// Whether there are credentials for a registry, in words for an error.
-    pub(super) fn who(&self, registry: &str) -> &'static str {
-        if self.credentials.get(registry).is_some() {
-            "with the credentials in Docker's config.json"
-        } else {
-            "to anonymous users; `docker login` or another tool can put credentials into Docker's config.json"
+    /// The signature for a request that begins now: a token that is about to end is renewed before.
+    pub(super) async fn signature(&self, sender: &Sender, place: Place<'_>) -> Result<Signature> {
+        let slot = self.slot(place);
+        let mut state = slot.lock().await;
+        if let Some((bearer, _)) = state.renewal.clone().filter(|(_, when)| *when <= Instant::now()) {
+            *state = self.exchange(sender, place, bearer).await?;
         }
+        Ok(state.signature.clone())
     }
 
     /// Answers a 401 to a request that was signed with `refused`. `None` when there is nothing better to offer.
     pub(super) async fn answer(
         &self,
+        sender: &Sender,
         place: Place<'_>,
         refused: &Signature,
         headers: &HeaderMap,
     ) -> Result<Option<Signature>> {
         let slot = self.slot(place);
-        let mut signature = slot.lock().await;
-        if *signature != *refused {
+        let mut state = slot.lock().await;
+        if state.signature != *refused {
             // Another request got a new one meanwhile.
-            return Ok(Some(signature.clone()));
+            return Ok(Some(state.signature.clone()));
         }
-        let pair = self.credentials.get(place.registry);
-        let new = match (asked_for(headers), pair) {
-            (Some(Scheme::Bearer), pair) => Some(Signature::Bearer(self.token(place, pair).await?)),
-            (Some(Scheme::Basic), Some((user, password))) => Some(Signature::Basic(user.clone(), password.clone())),
-            _ => None,
+        let new = match asked_for(headers, place) {
+            Some(Challenge::Bearer(bearer)) => self.exchange(sender, place, bearer).await?,
+            Some(Challenge::Basic) => match self.find(place).await?.map(|found| found.credential) {
+                Some(Credential::Password { user, password }) => {
+                    State { signature: Signature::Basic(user, password), renewal: None }
+                }
+                Some(Credential::Bearer(token)) => State { signature: Signature::Bearer(token), renewal: None },
+                _ => return Ok(None),
+            },
+            None => return Ok(None),
         };
-        let new = new.filter(|new| new != refused);
-        if let Some(new) = &new {
-            *signature = new.clone();
+        if new.signature == *refused {
+            return Ok(None);
         }
-        Ok(new)
+        *state = new;
+        Ok(Some(state.signature.clone()))
     }
 
-    async fn token(&self, place: Place<'_>, pair: Option<&(String, String)>) -> Result<String> {
-        // oci-client panics where no CA certificates are installed.
-        if !self.has_certificates {
-            return Err(Error::NoCertificates);
+    async fn find(&self, place: Place<'_>) -> Result<Option<Found>> {
+        Ok(self.keychain.find(place.host.authority(), place.repository).await?)
+    }
+
+    /// Why a host that refuses may do so, for an error.
+    pub(super) async fn who(&self, place: Place<'_>) -> String {
+        match self.find(place).await {
+            Ok(Some(found)) => format!("{} with the credentials in {}", found.credential.who(), found.from),
+            _ => "to anonymous users; `docker login`, --creds-file or a credential helper can tell prebake who you are"
+                .to_owned(),
         }
-        let error = |source| Error::Token {
-            registry: place.registry.to_owned(),
+    }
+
+    /// Gets a token: by the GET of the distribution project's specification, or with an identity token by the POST of OAuth2.
+    async fn exchange(&self, sender: &Sender, place: Place<'_>, bearer: Bearer) -> Result<State> {
+        let found = self.find(place).await?;
+        let token_error = |why: String, passing| Error::Token {
+            host: place.host.authority().to_owned(),
+            realm: bearer.realm.authority().to_owned(),
             what: place.what.to_owned(),
-            source: Box::new(source),
+            why,
+            passing,
         };
-        let protocol = if place.plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
-        // A client keeps the first credentials it sees for a registry, so each exchange gets its own.
-        let client = oci_client::Client::try_from(ClientConfig {
-            protocol,
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            ..ClientConfig::default()
-        })
-        .map_err(error)?;
-        let reference = oci_client::Reference::with_tag(
-            place.registry.to_owned(),
-            place.repository.to_owned(),
-            "latest".to_owned(),
-        );
-        let auth = match pair {
-            Some((user, password)) => RegistryAuth::Basic(user.clone(), password.clone()),
-            None => RegistryAuth::Anonymous,
-        };
-        match client.auth(&reference, &auth, RegistryOperation::Pull).await {
-            Ok(Some(token)) => Ok(token),
-            Ok(None) | Err(oci_client::errors::OciDistributionError::AuthenticationFailure(_)) => {
-                Err(Error::Unauthorized {
-                    registry: place.registry.to_owned(),
-                    what: place.what.to_owned(),
-                    who: self.who(place.registry),
-                    detail: ": it gives no token".to_owned(),
-                })
-            }
-            Err(source) => Err(error(source)),
+        if bearer.realm.scheme() == "http"
+            && place.host.base.scheme() == "https"
+            && found.is_some()
+            && !is_loopback_url(&bearer.realm)
+        {
+            return Err(token_error("it would get the credentials without TLS".to_owned(), false));
         }
+        let credential = found.map(|found| found.credential);
+        if let Some(Credential::Bearer(token)) = credential {
+            return Ok(State { signature: Signature::Bearer(token), renewal: None });
+        }
+        let service = bearer.service.iter().map(|service| ("service", service.as_str()));
+        let request = |http: reqwest::Client, mut url: Url| {
+            let scope = [("scope", bearer.scope.as_str())];
+            let request = match &credential {
+                Some(Credential::Identity(token)) => {
+                    let grant =
+                        [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token.reveal())];
+                    let form: Vec<_> = grant.into_iter().chain(scope).chain(service.clone()).collect();
+                    http.post(url).form(&form)
+                }
+                other => {
+                    url.query_pairs_mut().extend_pairs(scope).extend_pairs(service.clone());
+                    match other {
+                        Some(Credential::Password { user, password }) => {
+                            http.get(url).basic_auth(user, Some(password.reveal()))
+                        }
+                        _ => http.get(url),
+                    }
+                }
+            };
+            request.headers(place.host.headers.clone())
+        };
+        let what = format!("a token for {}", place.what);
+        let (status, body) = sender.small(place.host, &bearer.realm, &what, MAX_TOKEN, request).await?;
+        match status {
+            200..=299 => {}
+            400 | 401 | 403 => {
+                return Err(Error::Unauthorized {
+                    host: place.host.authority().to_owned(),
+                    what: place.what.to_owned(),
+                    who: self.who(place).await,
+                    detail: format!(
+                        ": {} gives no token ({status}){}",
+                        bearer.realm.authority(),
+                        super::send::words(&body)
+                    ),
+                });
+            }
+            status => {
+                let passing = status >= 500 || status == 408;
+                return Err(token_error(format!("it answered {status}{}", super::send::words(&body)), passing));
+            }
+        }
+        // Secrets are no part of an error.
+        let answer: TokenAnswer =
+            serde_json::from_slice(&body).map_err(|_| token_error("its answer is no token".to_owned(), false))?;
+        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
+        if token.is_empty() {
+            return Err(token_error("its answer has no token".to_owned(), false));
+        }
+        let life = answer.expires_in.filter(|seconds| *seconds > 0).map_or(DEFAULT_LIFE, Duration::from_secs);
+        let useful = life.saturating_sub(MARGIN).max(life * 4 / 5);
+        let renewal = Instant::now().checked_add(useful).map(|when| (bearer, when));
+        Ok(State { signature: Signature::Bearer(token.into()), renewal })
     }
 }
 
-enum Scheme {
+enum Challenge {
     Basic,
-    Bearer,
+    Bearer(Bearer),
 }
 
-/// The scheme of the challenge; Bearer where there is a choice.
-fn asked_for(headers: &HeaderMap) -> Option<Scheme> {
-    let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-    let schemes: Vec<String> =
-        challenges.filter_map(|c| c.split_whitespace().next().map(str::to_ascii_lowercase)).collect();
-    let has = |name| schemes.iter().any(|scheme| scheme == name);
-    has("bearer").then_some(Scheme::Bearer).or_else(|| has("basic").then_some(Scheme::Basic))
+/// What a 401 asks for; a token where there is a choice.
+fn asked_for(headers: &HeaderMap, place: Place<'_>) -> Option<Challenge> {
+    let mut basic = None;
+    for value in headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()) {
+        for challenge in ChallengeParser::new(value).flatten() {
+            if challenge.scheme.eq_ignore_ascii_case("basic") {
+                basic = Some(Challenge::Basic);
+            } else if challenge.scheme.eq_ignore_ascii_case("bearer") {
+                let param = |name: &str| {
+                    let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                    found.map(|(_, value)| value.to_unescaped())
+                };
+                // A registry may give a path alone.
+                let Some(realm) = param("realm").and_then(|realm| place.host.base.join(&realm).ok()) else { continue };
+                if !matches!(realm.scheme(), "http" | "https") {
+                    continue;
+                }
+                let scope = param("scope").filter(|scope| !scope.is_empty());
+                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", place.repository));
+                return Some(Challenge::Bearer(Bearer { realm, service: param("service"), scope }));
+            }
+        }
+    }
+    basic
 }

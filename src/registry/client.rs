@@ -1,43 +1,40 @@
-//! Requests.
+//! What a registry can be asked for; which of its hosts answers is decided here.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use oci_client::errors::OciEnvelope;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
-use reqwest::{Response, StatusCode};
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{Auth, Place};
-use super::{Credentials, Error, Result};
-use crate::oci::{Digest, Reference, media_type};
+use super::blob::{Blob, Origin, PARTS};
+use super::hosts::{Capabilities, Host, HostsDirs};
+use super::patience::Patience;
+use super::send::{Answer, Ask, Sender, transport};
+use super::tls::Trust;
+use super::{Error, Notify, Options, Result};
+use crate::oci::{Descriptor, Digest, Reference, media_type};
 
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may be silent.
-pub(super) const READ_TIMEOUT: Duration = Duration::from_mins(1);
-/// How much of an error's body is read, in bytes.
-const MAX_ERROR_BODY: u64 = 64 << 10;
-const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
-
-/// How to talk to registries.
-#[derive(Clone, Default)]
-pub struct Options {
-    /// Plain HTTP to every registry; loopback ones get it anyway, as in containerd.
-    pub plain_http: bool,
-    /// Who we are.
-    pub credentials: Credentials,
-}
+/// A registry's own word for what it sends (distribution specification).
+const DIGEST_HEADER: &str = "docker-content-digest";
+/// What all documents under way may take together, in KiB: two of the largest.
+const ROOM: u32 = 16 << 10;
 
 /// A client for any number of registries.
 pub struct Client {
-    http: reqwest::Client,
-    /// Loopback is never reached through a proxy, as in Go.
-    loopback: reqwest::Client,
-    room: Arc<Semaphore>,
+    pub(super) sender: Sender,
     auth: Auth,
     plain_http: bool,
+    dirs: HostsDirs,
+    hosts: Mutex<HashMap<String, Vec<Arc<Host>>>>,
+    room: Arc<Semaphore>,
+    /// Room for parts of blobs that came before their turn.
+    parts: Arc<Semaphore>,
+    /// Registries that are asked for no parts.
+    partless: Mutex<HashSet<String>>,
 }
 
 /// An index, manifest or config as received. While one lives, it takes room that others wait for.
@@ -55,42 +52,35 @@ pub struct RawDocument {
 #[derive(Debug, Clone)]
 pub struct Room(#[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>);
 
-/// What all documents under way may take together, in KiB: two of the largest.
-const ROOM: u32 = 16 << 10;
-
 impl Client {
-    /// Makes a client. Needs a process-wide rustls provider, see [`crate::install_tls`].
+    /// Makes a client; `notify` is told of what a user may want to know. Needs a process-wide rustls provider, see
+    /// [`crate::install_tls`].
     ///
     /// # Errors
-    /// [`Error::Setup`].
-    pub fn new(options: Options) -> Result<Self> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let has_certificates = !roots.is_empty();
-        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let builder = || {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .user_agent(USER_AGENT)
-                .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(READ_TIMEOUT)
-        };
+    /// [`Error::Tls`].
+    pub fn new(options: Options, notify: Notify) -> Result<Self> {
         Ok(Self {
-            http: builder().build().map_err(Error::Setup)?,
-            loopback: builder().no_proxy().build().map_err(Error::Setup)?,
-            room: Arc::new(Semaphore::new(ROOM as usize)),
-            auth: Auth::new(options.credentials, has_certificates),
+            sender: Sender::new(Trust::new(&options.ca_files)?, options.manners, notify),
+            auth: Auth::new(options.keychain),
             plain_http: options.plain_http,
+            dirs: options.hosts,
+            hosts: Mutex::default(),
+            room: Arc::new(Semaphore::new(ROOM as usize)),
+            parts: Arc::new(Semaphore::new(PARTS)),
+            partless: Mutex::default(),
         })
     }
 
     /// Waits until there is room for a document of that many bytes.
     pub async fn room(&self, bytes: u64) -> Room {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(ROOM).min(ROOM);
-        match self.room.clone().acquire_many_owned(kib).await {
+        match self.room.clone().acquire_many_owned(kib(bytes)).await {
             Ok(permit) => Room(Arc::new(permit)),
             Err(_) => unreachable!("the semaphore is never closed"),
         }
+    }
+
+    fn try_room(&self, bytes: u64) -> Option<Room> {
+        Some(Room(Arc::new(self.room.clone().try_acquire_many_owned(kib(bytes)).ok()?)))
     }
 
     /// Gets an index or manifest by tag or digest; at most `limit` bytes. Without `room` it takes some, once it is known how
@@ -106,10 +96,9 @@ impl Client {
         room: Option<Room>,
     ) -> Result<RawDocument> {
         let what = format!("{}{}{target}", reference.repository(), if target.contains(':') { "@" } else { ":" });
-        let response = self.get(reference, "manifests", target, &media_type::DOCUMENTS.join(", "), &what).await?;
-        let declared = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let media_type = declared.split(';').next().unwrap_or_default().trim().to_owned();
-        self.collect(response, reference, &what, limit, media_type, room).await
+        let accept = media_type::DOCUMENTS.join(", ");
+        let ask = Ask::new("manifests", target, &accept, &what);
+        self.collect(reference, &ask, limit, room).await
     }
 
     /// Gets a config: a blob that is small, at most `limit` bytes.
@@ -124,91 +113,169 @@ impl Client {
         room: Option<Room>,
     ) -> Result<RawDocument> {
         let what = format!("blob {digest}");
-        let response = self.get(reference, "blobs", digest.as_str(), "*/*", &what).await?;
-        self.collect(response, reference, &what, limit, String::new(), room).await
+        self.collect(reference, &Ask::new("blobs", digest.as_str(), "*/*", &what), limit, room).await
     }
 
-    /// Starts to get a blob.
+    /// The digest of what a tag names, and its size, by the registry's word: for things that are here already. `None` when
+    /// the registry does not say.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn blob(&self, reference: &Reference, digest: &Digest) -> Result<Blob> {
-        let what = format!("blob {digest}");
-        let response = self.get(reference, "blobs", digest.as_str(), "*/*", &what).await?;
-        Ok(Blob { response, registry: reference.registry().to_owned(), what })
+    pub async fn head(&self, reference: &Reference) -> Result<Option<(Digest, u64)>> {
+        let what = format!("{}:{}", reference.repository(), reference.target());
+        let accept = media_type::DOCUMENTS.join(", ");
+        let ask = Ask { method: Method::HEAD, ..Ask::new("manifests", reference.target(), &accept, &what) };
+        let mut patience = self.patience();
+        let answer = loop {
+            match self.once(reference, &ask).await {
+                Ok(answer) => break answer,
+                Err(error) => patience.after(error).await?,
+            }
+        };
+        let header = |name| answer.response.headers().get(name).and_then(|value| value.to_str().ok());
+        let digest = header(DIGEST_HEADER).and_then(|text| text.parse().ok());
+        let size = header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        Ok(digest.zip(size))
     }
 
-    async fn get(&self, reference: &Reference, kind: &str, target: &str, accept: &str, what: &str) -> Result<Response> {
+    /// Starts to get a blob, whose first `from` bytes are here, with the entity tag they had. Broken transfers go on where
+    /// they stopped; whether the bytes are right is for the reader to verify.
+    pub fn blob(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        from: u64,
+        tag: Option<String>,
+    ) -> Blob {
+        Blob::new(self.clone(), reference.clone(), descriptor.clone(), from, tag)
+    }
+
+    /// Asks a registry for no parts of blobs any more: what came was wrong.
+    pub fn gives_no_parts(&self, registry: &str) {
+        self.partless.lock().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned());
+    }
+
+    pub(super) fn is_partless(&self, registry: &str) -> bool {
+        self.partless.lock().unwrap_or_else(PoisonError::into_inner).contains(registry)
+    }
+
+    /// Room for one more part, where it could begin now.
+    pub(super) fn room_for_part(&self, from: &Origin) -> Option<OwnedSemaphorePermit> {
+        let gate = self.sender.gate(from.address.as_ref().unwrap_or(&from.host.base));
+        if gate.is_free() { self.parts.clone().try_acquire_owned().ok() } else { None }
+    }
+
+    /// Asks whoever answered before.
+    pub(super) async fn once_more(&self, from: &Origin, reference: &Reference, ask: &Ask<'_>) -> Result<Answer> {
+        if let Some(address) = &from.address {
+            return self.sender.ask_at(&from.host, address, ask).await;
+        }
+        let place = Place { host: &from.host, repository: reference.repository(), what: ask.what };
+        self.sender.ask(&self.auth, place, reference.registry(), ask).await
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.sender.tries(), self.sender.notify.clone())
+    }
+
+    /// Asks the hosts in their order, until one answers.
+    pub(super) async fn once(&self, reference: &Reference, ask: &Ask<'_>) -> Result<Answer> {
         let registry = reference.registry();
-        let loopback = is_loopback(reference.registry_host());
-        let plain_http = self.plain_http || loopback;
-        let http = if loopback { &self.loopback } else { &self.http };
-        let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
-        let scheme = if plain_http { "http" } else { "https" };
-        let repository = reference.repository();
-        let url = format!("{scheme}://{host}/v2/{repository}/{kind}/{target}");
-        let place = Place { registry, repository, plain_http, what };
-        let mut signature = self.auth.slot(place).lock().await.clone();
-        let mut first = true;
-        loop {
-            let request = signature.sign(http.get(&url).header(ACCEPT, accept));
-            let response = request.send().await.map_err(|source| transport(registry, what, source))?;
-            if response.status().is_success() {
-                return Ok(response);
-            }
-            if response.status() == StatusCode::UNAUTHORIZED
-                && first
-                && let Some(better) = self.auth.answer(place, &signature, response.headers()).await?
-            {
-                signature = better;
-                first = false;
+        let hosts: Vec<Arc<Host>> =
+            self.hosts(registry)?.into_iter().filter(|host| allows(host.capabilities, ask)).collect();
+        let mut worst: Option<Error> = None;
+        for (i, host) in hosts.iter().enumerate() {
+            // Whoever wants to be left alone is, while another one can be asked.
+            if self.sender.is_closed(host) && hosts[i + 1..].iter().any(|other| !self.sender.is_closed(other)) {
                 continue;
             }
-            return Err(self.refusal(response, registry, what).await);
-        }
-    }
-
-    async fn refusal(&self, response: Response, registry: &str, what: &str) -> Error {
-        let status = response.status();
-        let (registry, what) = (registry.to_owned(), what.to_owned());
-        let detail = words(response).await;
-        match status {
-            StatusCode::NOT_FOUND => Error::NotFound { registry, what, detail },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let who = self.auth.who(&registry);
-                Error::Unauthorized { registry, what, who, detail }
+            let place = Place { host, repository: reference.repository(), what: ask.what };
+            match self.sender.ask(&self.auth, place, registry, ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    // What passes is worth another try; else the first that tells most.
+                    let rank = |error: &Error| (error.is_passing(), error.weight());
+                    if worst.as_ref().is_none_or(|worst| rank(&error) > rank(worst)) {
+                        worst = Some(error);
+                    }
+                }
             }
-            status => Error::Status { registry, status: status.as_u16(), what, detail },
         }
+        Err(worst.unwrap_or_else(|| Error::NoHost { registry: registry.to_owned(), what: ask.what.to_owned() }))
     }
 
+    fn hosts(&self, registry: &str) -> Result<Vec<Arc<Host>>> {
+        let mut known = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hosts) = known.get(registry) {
+            return Ok(hosts.clone());
+        }
+        let hosts = self.dirs.hosts(registry, self.plain_http)?;
+        let hosts: Vec<_> = hosts.into_iter().map(Arc::new).collect();
+        known.insert(registry.to_owned(), hosts.clone());
+        Ok(hosts)
+    }
+
+    /// Asks for something small until it comes whole.
     async fn collect(
         &self,
-        mut response: Response,
         reference: &Reference,
-        what: &str,
+        ask: &Ask<'_>,
         limit: u64,
-        media_type: String,
         room: Option<Room>,
     ) -> Result<RawDocument> {
-        let registry = reference.registry();
-        let too_large = || Error::TooLarge { registry: registry.to_owned(), what: what.to_owned(), limit };
-        let promised = response.content_length().unwrap_or(limit);
-        if promised > limit {
-            return Err(too_large());
+        let mut patience = self.patience();
+        let mut room = room;
+        loop {
+            let error = match self.once(reference, ask).await {
+                Err(error) => error,
+                Ok(answer) => {
+                    let promised = answer.response.content_length().unwrap_or(limit);
+                    if promised > limit {
+                        return Err(too_large(&answer, ask, limit));
+                    }
+                    if room.is_none() {
+                        room = self.try_room(promised);
+                    }
+                    let Some(room) = room.clone() else {
+                        // Whoever has room may wait for this answer's turn.
+                        drop(answer);
+                        room = Some(self.room(promised).await);
+                        continue;
+                    };
+                    match self.read(answer, ask, limit, room).await {
+                        Ok(document) => return Ok(document),
+                        Err(error) => error,
+                    }
+                }
+            };
+            patience.after(error).await?;
         }
-        let room = match room {
-            Some(room) => room,
-            None => self.room(promised).await,
-        };
+    }
+
+    async fn read(&self, mut answer: Answer, ask: &Ask<'_>, limit: u64, room: Room) -> Result<RawDocument> {
+        let host = answer.host.authority().to_owned();
+        let header = |name: &str| answer.response.headers().get(name).and_then(|value| value.to_str().ok());
+        let declared = header(CONTENT_TYPE.as_str()).unwrap_or_default();
+        let media_type = declared.split(';').next().unwrap_or_default().trim().to_owned();
+        let claimed = header(DIGEST_HEADER).map(str::to_owned);
+        let promised = answer.response.content_length().unwrap_or(0);
         let mut all = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|source| transport(registry, what, source))? {
+        while let Some(chunk) = answer.response.chunk().await.map_err(|source| transport(&host, ask.what, source))? {
             if all.len() as u64 + chunk.len() as u64 > limit {
-                return Err(too_large());
+                return Err(too_large(&answer, ask, limit));
             }
+            self.sender.bandwidth.pay(chunk.len()).await;
             // Grown to what came, and never to twice of it.
             all.reserve_exact(chunk.len().max(usize::try_from(promised).unwrap_or(0).saturating_sub(all.len())));
             all.extend_from_slice(&chunk);
+        }
+        // A tag's document can be verified by nothing else.
+        if let Some(claimed) = claimed.filter(|_| !ask.target.contains(':')) {
+            let digest = claimed.parse::<Digest>().ok();
+            let got = Digest::of_as(&all, digest.as_ref());
+            if digest.as_ref() != Some(&got) {
+                return Err(Error::WrongClaim { host, what: ask.what.to_owned(), claimed, got: got.to_string() });
+            }
         }
         Ok(RawDocument { bytes: all.into(), media_type, _room: room })
     }
@@ -221,46 +288,24 @@ impl RawDocument {
     }
 }
 
-/// A blob on its way.
-pub struct Blob {
-    response: Response,
-    registry: String,
-    what: String,
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(ROOM).min(ROOM)
 }
 
-impl Blob {
-    /// The next bytes, as they come; `None` at the end.
-    ///
-    /// # Errors
-    /// [`Error::Transport`] when the connection breaks.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        self.response.chunk().await.map_err(|source| transport(&self.registry, &self.what, source))
+fn too_large(answer: &Answer, ask: &Ask<'_>, limit: u64) -> Error {
+    Error::TooLarge { host: answer.host.authority().to_owned(), what: ask.what.to_owned(), limit }
+}
+
+/// Tags are asked only of hosts that may resolve (`filterHosts`).
+fn allows(capabilities: Capabilities, ask: &Ask<'_>) -> bool {
+    match ask.kind {
+        "referrers" => capabilities.referrers,
+        "manifests" if !ask.target.contains(':') => capabilities.pull && capabilities.resolve,
+        _ => capabilities.pull,
     }
 }
 
-fn transport(registry: &str, what: &str, source: reqwest::Error) -> Error {
-    Error::Transport { registry: registry.to_owned(), what: what.to_owned(), source: source.without_url() }
-}
-
-/// containerd's rule for registries that speak plain HTTP by default (`docker.MatchLocalhost`).
-fn is_loopback(host: &str) -> bool {
+/// containerd's rule for registries that speak plain HTTP by default (`docker.IsLocalhost`).
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// What the registry says about an error, with a colon before it; nothing when it does not say it in the API's form.
-async fn words(mut response: Response) -> String {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() as u64 > MAX_ERROR_BODY {
-            break;
-        }
-    }
-    let Ok(envelope) = serde_json::from_slice::<OciEnvelope>(&body) else { return String::new() };
-    let first = envelope.errors.into_iter().next();
-    let text = first.map(|error| if error.message.is_empty() { format!("{:?}", error.code) } else { error.message });
-    // Somebody else's words go to a terminal.
-    text.map_or(String::new(), |text| {
-        format!(": {}", text.chars().filter(|c| !c.is_control()).take(300).collect::<String>())
-    })
 }

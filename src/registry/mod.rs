@@ -1,99 +1,378 @@
-//! The client's side of the OCI distribution API: documents and blobs over HTTP.
+//! The client's side of the OCI distribution API: documents and blobs over HTTP, as production needs them.
 //!
 //! reqwest carries the bytes (HTTP/1.1 only: parallel blobs get connections of their own, and nothing decodes a body behind
-//! the digest's back). oci-client does what it does well: the exchange of credentials for a Bearer token, and the codes
-//! in the registry's error bodies.
+//! the digest's back). oci-client knows the codes in the registry's error bodies. What hosts stand in for a registry is
+//! containerd's `hosts.toml`; what may be asked, how often and when again, one budget for each host decides.
 
 mod auth;
+mod blob;
 mod client;
 mod credentials;
+mod duration;
+mod gate;
+mod hosts;
+mod patience;
+mod send;
+mod tls;
 
-pub use client::{Blob, Client, Options, RawDocument, Room};
-pub use credentials::{Credentials, CredentialsError};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use blob::Blob;
+pub use client::{Client, RawDocument, Room};
+pub use credentials::{Credential, CredentialsError, Found, Keychain, Look, Plugins, Secret};
+pub use hosts::{Capabilities, Host, HostsDirs, HostsError};
+use reqwest::header::HeaderMap;
+
+/// Tries of one request, or of one transfer since bytes last came, unless asked otherwise.
+pub const DEFAULT_TRIES: u32 = 10;
+/// How long a connection may be silent, unless asked otherwise.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_mins(1);
+/// Requests under way at a host, unless asked otherwise.
+pub const DEFAULT_PER_HOST: usize = 10;
+/// A host that asks for more patience than this is not waited for.
+const LONGEST_PATIENCE: Duration = Duration::from_mins(15);
+
+/// How to talk to registries.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Plain HTTP to every registry that no `hosts.toml` is about.
+    pub plain_http: bool,
+    /// Who we are.
+    pub keychain: Keychain,
+    /// Where hosts stand in for registries.
+    pub hosts: HostsDirs,
+    /// Certificates to trust besides the machine's.
+    pub ca_files: Vec<PathBuf>,
+    /// How much, how often.
+    pub manners: Manners,
+}
+
+/// What is asked of hosts at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Manners {
+    /// Tries of one request, or of one transfer since bytes last came.
+    pub tries: u32,
+    /// How long a connection may be silent.
+    pub stall_timeout: Duration,
+    /// Requests under way at a host.
+    pub per_host: usize,
+    /// Requests to a host that begin in a second; `None` for any number.
+    pub requests_a_second: Option<f64>,
+    /// Bytes a second from all hosts together; `None` for any number.
+    pub bandwidth: Option<u64>,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            tries: DEFAULT_TRIES,
+            stall_timeout: DEFAULT_STALL_TIMEOUT,
+            per_host: DEFAULT_PER_HOST,
+            requests_a_second: None,
+            bandwidth: None,
+        }
+    }
+}
+
+impl Manners {
+    /// Time between the beginnings of two requests to a host.
+    fn interval(&self) -> Duration {
+        let rate = self.requests_a_second.filter(|rate| *rate > 0.0);
+        rate.and_then(|rate| Duration::try_from_secs_f64(1.0 / rate).ok()).unwrap_or_default()
+    }
+}
+
+/// What a listener may tell the user of.
+pub enum Notice<'n> {
+    /// Something is asked for again.
+    Again {
+        /// What went wrong.
+        error: &'n Error,
+        /// Tries so far.
+        tries: u32,
+        /// Tries at most.
+        of: u32,
+        /// How long this waits for its own sake.
+        wait: Duration,
+    },
+    /// A host asked for patience; nobody asks it anything for so long.
+    Limited {
+        /// The host.
+        host: &'n str,
+        /// HTTP status.
+        status: u16,
+        /// How long.
+        wait: Duration,
+    },
+    /// A host says how many pulls are left.
+    Quota {
+        /// The host.
+        host: &'n str,
+        /// What it says.
+        quota: Quota,
+    },
+}
+
+/// Takes notices.
+pub type Notify = Arc<dyn Fn(&Notice<'_>) + Send + Sync>;
+
+/// How many pulls a registry allows, and how many are left (Docker Hub's `RateLimit-Limit` and `RateLimit-Remaining`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Pulls in the window.
+    pub limit: u64,
+    /// Pulls that are left.
+    pub remaining: u64,
+    /// The window, in seconds; 0 when it is not said.
+    pub window: u64,
+}
+
+impl Quota {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let value = |name| headers.get(name)?.to_str().ok();
+        let number = |text: &str| text.split(';').next()?.trim().parse().ok();
+        let limit = value("ratelimit-limit")?;
+        let window = limit.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
+        let remaining = number(value("ratelimit-remaining")?)?;
+        Some(Self { limit: number(limit)?, remaining, window: window.unwrap_or(0) })
+    }
+
+    /// Whether less than a tenth is left.
+    fn is_low(self) -> bool {
+        self.remaining < self.limit.div_ceil(10)
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} pulls", self.remaining, self.limit)?;
+        match self.window {
+            0 => Ok(()),
+            seconds if seconds % 3600 == 0 => write!(f, " in {} hours", seconds / 3600),
+            seconds => write!(f, " in {seconds} s"),
+        }
+    }
+}
 
 /// Why a registry did not give what was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no such image or blob, or the registry does not admit it.
-    #[error("{registry} has no {what}{detail}")]
+    #[error("{host} has no {what}{detail}")]
     NotFound {
-        /// The registry's name.
-        registry: String,
+        /// Who said so.
+        host: String,
         /// What was asked for.
         what: String,
-        /// The registry's own words, with a colon before them, or nothing.
+        /// The host's own words, with a colon before them, or nothing.
         detail: String,
     },
     /// Credentials are missing, wrong, or not enough.
-    #[error("{registry} does not give {what} {who}{detail}")]
+    #[error("{host} does not give {what} {who}{detail}")]
     Unauthorized {
-        /// The registry's name.
-        registry: String,
+        /// Who said so.
+        host: String,
         /// What was asked for.
         what: String,
         /// With which credentials.
-        who: &'static str,
-        /// The registry's own words, with a colon before them, or nothing.
+        who: String,
+        /// The host's own words, with a colon before them, or nothing.
         detail: String,
     },
-    /// The registry answered with another status.
-    #[error("{registry} answered {status} for {what}{detail}")]
+    /// The host answered with another status.
+    #[error("{host} answered {status} for {what}{detail}")]
     Status {
-        /// The registry's name.
-        registry: String,
+        /// Who said so.
+        host: String,
         /// HTTP status.
         status: u16,
         /// What was asked for.
         what: String,
-        /// The registry's own words, with a colon before them, or nothing.
+        /// The host's own words, with a colon before them, or nothing.
         detail: String,
     },
-    /// The registry could not be reached, or the connection broke.
-    #[error("asking {registry} for {what} failed")]
+    /// The host asks for patience.
+    #[error("{host} answered {status} for {what}{}{detail}", wish(*retry_after))]
+    Limited {
+        /// Who said so.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// What was asked for.
+        what: String,
+        /// How long it wants to be left alone, if it says so.
+        retry_after: Option<Duration>,
+        /// The host's own words, with a colon before them, or nothing.
+        detail: String,
+    },
+    /// The host said that no pull is left, and was not asked.
+    #[error("{host} was not asked for {what}: it said that {quota} are left; log in, or try later")]
+    Quota {
+        /// The host.
+        host: String,
+        /// What would have been asked for.
+        what: String,
+        /// What it said.
+        quota: Quota,
+    },
+    /// The host could not be reached, or the connection broke.
+    #[error("asking {host} for {what} failed")]
     Transport {
-        /// The registry's name.
-        registry: String,
+        /// The host.
+        host: String,
         /// What was asked for.
         what: String,
         /// What happened.
         source: reqwest::Error,
     },
-    /// The token exchange failed.
-    #[error("getting a token for {what} of {registry} failed")]
+    /// The connection ended, as if that were all.
+    #[error("{host} gave only {got} bytes of {what}")]
+    CutOff {
+        /// The host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// What came, in bytes.
+        got: u64,
+    },
+    /// An answer to a request for a part that is not that part.
+    #[error("{host} answered a request for a part of {what} with {got}")]
+    WrongRange {
+        /// The host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// What it said that it is.
+        got: String,
+    },
+    /// The host says of a document that it has another digest than it has.
+    #[error("{host} says that {what} is {claimed}; what it sent is {got}")]
+    WrongClaim {
+        /// The host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// `Docker-Content-Digest`.
+        claimed: String,
+        /// Of the bytes.
+        got: String,
+    },
+    /// The address that a redirect led to does not give it; a signed one may have expired.
+    #[error("{host}, to which the registry redirects, answered {status} for {what}")]
+    Address {
+        /// The host of the address.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// A redirect that is not followed.
+    #[error("{host} redirects requests for {what} {why}")]
+    Redirect {
+        /// The host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// Where to.
+        why: &'static str,
+    },
+    /// A token server gave something else than a token.
+    #[error("getting a token for {what} of {host} from {realm} failed: {why}")]
     Token {
-        /// The registry's name.
-        registry: String,
+        /// The registry.
+        host: String,
+        /// The token server.
+        realm: String,
         /// What was asked for.
         what: String,
         /// What happened.
-        source: Box<oci_client::errors::OciDistributionError>,
+        why: String,
+        /// Whether asking again may help.
+        passing: bool,
     },
-    /// The registry wants a token over TLS and this machine has no certificates to check it with.
-    #[error("no CA certificates were found on this machine; name a bundle in SSL_CERT_FILE")]
-    NoCertificates,
-    /// A document is longer than it may be.
-    #[error("{what} of {registry} has more than {limit} bytes")]
-    TooLarge {
+    /// Asked often enough.
+    #[error("gave up after {tries} tries in {:.1} s", elapsed.as_secs_f64())]
+    GaveUp {
+        /// How often.
+        tries: u32,
+        /// For how long.
+        elapsed: Duration,
+        /// How the last one failed.
+        source: Box<Error>,
+    },
+    /// No host may be asked for it.
+    #[error("{what}: no host of {registry} may be asked for that; `prebake registry explain` shows why")]
+    NoHost {
         /// The registry's name.
         registry: String,
+        /// What was to be asked for.
+        what: String,
+    },
+    /// A document is longer than it may be.
+    #[error("{what} of {host} has more than {limit} bytes")]
+    TooLarge {
+        /// The host.
+        host: String,
         /// What was asked for.
         what: String,
         /// The limit, in bytes.
         limit: u64,
+    },
+    /// It cannot be told which hosts to ask.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    /// It cannot be told who we are.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// A certificate or key cannot be used.
+    #[error("the certificate or key in {} cannot be used", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The HTTP client could not be made.
     #[error("preparing HTTP failed")]
     Setup(#[source] reqwest::Error),
 }
 
+fn wish(retry_after: Option<Duration>) -> String {
+    retry_after.map_or(String::new(), |wait| format!(" and wants to be asked again in {} s", wait.as_secs()))
+}
+
 impl Error {
-    /// Whether the same request might succeed if it were made again now.
+    /// Whether the same request might succeed if it were made again.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Transport { .. } | Self::Token { .. } => true,
-            Self::Status { status, .. } => *status >= 500 || *status == 429 || *status == 408,
+            Self::Transport { .. } | Self::CutOff { .. } | Self::WrongRange { .. } | Self::Address { .. } => true,
+            Self::Status { status, .. } => *status >= 500 || *status == 408,
+            Self::Limited { retry_after, .. } => retry_after.is_none_or(|wait| wait <= LONGEST_PATIENCE),
+            Self::Token { passing, .. } => *passing,
             _ => false,
+        }
+    }
+
+    /// How many tries it is worth, of at most so many.
+    fn tries(&self, most: u32) -> u32 {
+        match self {
+            // Resolved again it works, or the registry has nothing better.
+            Self::Address { .. } => most.min(3),
+            _ => most,
+        }
+    }
+
+    /// How much it tells: of several hosts' errors, the one that got furthest is shown (containerd's `firstErrPriority`).
+    fn weight(&self) -> u8 {
+        match self {
+            Self::Transport { .. } => 1,
+            Self::NotFound { .. } => 2,
+            _ => 3,
         }
     }
 }

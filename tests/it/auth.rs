@@ -41,7 +41,7 @@ fn basic() {
     let reference = registry.reference("demo/hello:1.0");
     config(docker.path(), &registry.name(), "dXNlcjp3cm9uZw==");
     let run = bake(root.path(), docker.path(), &reference).expect(4);
-    assert!(run.stderr.contains("with the credentials in Docker's config.json"), "{}", run.stderr);
+    assert!(run.stderr.contains("as \"user\" with the credentials in /"), "{}", run.stderr);
     config(docker.path(), &registry.name(), "dXNlcjpzZWNyZXQ=");
     bake(root.path(), docker.path(), &reference).expect(0);
 }
@@ -92,7 +92,7 @@ fn wrong_credentials_for_a_token() {
     });
     let root = tempfile::tempdir().unwrap();
     let run = bake(root.path(), root.path(), &registry.reference("demo/hello:1.0")).expect(4);
-    assert!(run.stderr.contains("it gives no token"), "{}", run.stderr);
+    assert!(run.stderr.contains("gives no token (401)"), "{}", run.stderr);
 }
 
 #[test]

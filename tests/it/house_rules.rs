@@ -65,7 +65,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Where each third party may be named.
-const FENCES: [(&str, &[&str]); 15] = [
+const FENCES: [(&str, &[&str]); 19] = [
     ("oci_client", &["registry"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry", "lib"]),
@@ -78,13 +78,17 @@ const FENCES: [(&str, &[&str]); 15] = [
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
     ("hyper", &["fixture"]),
-    ("toml", &["fixture"]),
+    ("toml", &["fixture", "registry"]),
+    ("serde_saphyr", &["registry"]),
+    ("webpki_roots", &["registry"]),
+    ("http_auth", &["registry"]),
+    ("httpdate", &["registry"]),
     ("sha2", &["oci"]),
     ("chrono", &["metadata", "content", "bootstrap", "care", "snapshot"]),
 ];
 
 /// Direct dependencies; a new one is a decision.
-const DEPENDENCIES: [&str; 26] = [
+const DEPENDENCIES: [&str; 30] = [
     "base64",
     "bytes",
     "chrono",
@@ -92,7 +96,9 @@ const DEPENDENCIES: [&str; 26] = [
     "crc32fast",
     "flate2",
     "futures-util",
+    "http-auth",
     "http-body-util",
+    "httpdate",
     "hyper",
     "hyper-util",
     "indicatif",
@@ -103,12 +109,14 @@ const DEPENDENCIES: [&str; 26] = [
     "rustls",
     "rustls-native-certs",
     "serde",
+    "serde-saphyr",
     "serde_json",
     "sha2",
     "tar",
     "thiserror",
     "tokio",
     "toml",
+    "webpki-roots",
     "zstd",
     "",
 ];

@@ -11,7 +11,10 @@ use super::bolt_script::unhex;
 /// The command, with no credentials but those a test gives it.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prebake"));
-    command.env("DOCKER_CONFIG", "/nonexistent").env_remove("HTTP_PROXY").env_remove("http_proxy");
+    command.env("DOCKER_CONFIG", "/nonexistent").env("HOME", "/nonexistent");
+    for name in ["REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "HTTP_PROXY", "http_proxy"] {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -50,7 +50,7 @@ impl TestRegistry {
         let log = asked.clone();
         let handler = move |request: &Request<Incoming>| {
             log.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
-            fault(request).unwrap_or_else(|| content.answer(request.method(), request.uri().path()))
+            fault(request).unwrap_or_else(|| content.answer(request))
         };
         let server = runtime.block_on(Server::start(loopback, Arc::new(handler))).unwrap();
         Self { server, asked, _runtime: runtime }

@@ -1,0 +1,236 @@
+//! How registries are talked to, and `prebake registry explain`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use prebake::oci::Reference;
+use prebake::registry::{
+    DEFAULT_PER_HOST, DEFAULT_STALL_TIMEOUT, DEFAULT_TRIES, Host, HostsDirs, Keychain, Manners, Options, Plugins,
+};
+use prebake::root::{CONTAINERD_ROOT, Root};
+use serde_json::json;
+
+use super::{Failed, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  prebake registry explain docker.io/library/nginx:1.27
+  prebake registry explain --root ./chroot registry.example:5000/team/app
+  prebake registry explain --hosts-dir ./certs.d --json docker.io/library/nginx";
+
+/// Where containerd 2.1 and later look by default.
+const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
+/// Who we are to registries, and who they are.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Registries")]
+pub(super) struct AccessArgs {
+    /// Credentials for the registry of all images; others can see them in the list of processes, --creds-file hides them
+    #[arg(long, value_name = "USER:PASSWORD", env = "PREBAKE_CREDS", hide_env_values = true)]
+    creds: Option<String>,
+    /// A file of credentials, one `REGISTRY USER:PASSWORD` a line
+    #[arg(long, value_name = "FILE")]
+    creds_file: Option<PathBuf>,
+    /// Configuration of kubelet's credential provider plugins
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir")]
+    image_credential_provider_config: Option<PathBuf>,
+    /// Where those plugins are
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
+    image_credential_provider_bin_dir: Option<PathBuf>,
+    /// Directory of hosts.toml files, as containerd's config_path; several are separated by colons [default:
+    /// etc/containerd/certs.d in the root, else the same on this machine]
+    #[arg(long, value_name = "DIR", value_delimiter = ':')]
+    hosts_dir: Vec<PathBuf>,
+    /// Certificates (PEM) to trust besides the machine's own
+    #[arg(long, value_name = "FILE")]
+    ca_file: Vec<PathBuf>,
+    /// Plain HTTP to every registry that no hosts.toml is about; loopback registries need no flag
+    #[arg(long)]
+    plain_http: bool,
+}
+
+/// How much is asked of registries, and how often.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Registries")]
+pub(super) struct MannersArgs {
+    /// Tries of a request, or of a transfer since bytes last came, before an image fails
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TRIES, value_parser = clap::value_parser!(u32).range(1..=100))]
+    tries: u32,
+    /// Seconds that a connection may be silent before it is given up for another one
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_STALL_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    stall_timeout: u64,
+    /// Requests under way at one host, at most
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PER_HOST as u64, value_parser = clap::value_parser!(u64).range(1..=64))]
+    per_host: u64,
+    /// Requests to one host in a second, at most
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    max_requests_per_second: Option<f64>,
+    /// Bytes a second, at most, of all images together
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    bandwidth_limit: Option<u64>,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if rate.is_finite() && rate > 0.0 { Ok(rate) } else { Err("it must be more than 0".to_owned()) }
+}
+
+fn bandwidth(text: &str) -> Result<u64, String> {
+    output::parse_bytes(text)
+        .and_then(|rate| if rate > 0 { Ok(rate) } else { Err("it must be more than 0".to_owned()) })
+}
+
+impl AccessArgs {
+    /// What to talk to the registries of these images with.
+    pub(super) fn options(
+        &self,
+        manners: &MannersArgs,
+        root: &Root,
+        references: &[Reference],
+    ) -> Result<Options, Failed> {
+        Ok(Options {
+            plain_http: self.plain_http,
+            keychain: self.keychain(references)?,
+            hosts: self.hosts(root)?,
+            ca_files: self.ca_file.clone(),
+            manners: Manners {
+                tries: manners.tries,
+                stall_timeout: Duration::from_secs(manners.stall_timeout),
+                per_host: usize::try_from(manners.per_host).unwrap_or(DEFAULT_PER_HOST),
+                requests_a_second: manners.max_requests_per_second,
+                bandwidth: manners.bandwidth_limit,
+            },
+        })
+    }
+
+    fn keychain(&self, references: &[Reference]) -> Result<Keychain, Failed> {
+        let mut keychain = Keychain::default();
+        if let Some(pair) = &self.creds {
+            let mut registries: Vec<&str> = references.iter().map(Reference::registry).collect();
+            registries.sort_unstable();
+            registries.dedup();
+            let [registry] = registries[..] else {
+                return Err(Failed::usage(format!(
+                    "--creds are for one registry, and the images are of {}; use --creds-file",
+                    registries.join(", ")
+                )));
+            };
+            keychain.give(registry, pair, "--creds").map_err(Failed::new)?;
+        }
+        if let Some(path) = &self.creds_file {
+            keychain.give_file(path).map_err(Failed::new)?;
+        }
+        keychain.add_files().map_err(Failed::new)?;
+        if let (Some(config), Some(bin_dir)) =
+            (&self.image_credential_provider_config, &self.image_credential_provider_bin_dir)
+        {
+            keychain.add_plugins(Plugins::read(config, bin_dir).map_err(Failed::new)?);
+        }
+        Ok(keychain)
+    }
+
+    fn hosts(&self, root: &Root) -> Result<HostsDirs, Failed> {
+        if !self.hosts_dir.is_empty() {
+            return Ok(HostsDirs(self.hosts_dir.clone()));
+        }
+        let own = root.dir(Path::new(HOSTS_DIR)).map_err(Failed::new)?;
+        Ok(HostsDirs(vec![own.unwrap_or_else(|| PathBuf::from(HOSTS_DIR))]))
+    }
+}
+
+#[derive(Args)]
+pub(super) struct RegistryArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show which hosts would be asked for an image, in which order, with whose credentials, and why; asks nobody
+    Explain(ExplainArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+struct ExplainArgs {
+    /// Images, or repositories
+    #[arg(value_name = "REF", required = true)]
+    references: Vec<Reference>,
+    /// The root whose etc/containerd/certs.d counts
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// As JSON, one object a host
+    #[arg(long)]
+    json: bool,
+}
+
+impl RegistryArgs {
+    pub(super) fn json(&self) -> bool {
+        let Command::Explain(args) = &self.command;
+        args.json
+    }
+}
+
+pub(super) fn run(args: &RegistryArgs) -> Result<u8, Failed> {
+    let Command::Explain(args) = &args.command;
+    let root = Root::new(&args.root, CONTAINERD_ROOT);
+    let keychain = args.access.keychain(&args.references)?;
+    let dirs = args.access.hosts(&root)?;
+    for (i, reference) in args.references.iter().enumerate() {
+        let hosts = dirs.hosts(reference.registry(), args.access.plain_http).map_err(Failed::new)?;
+        if args.json {
+            output::say_json_lines(hosts.iter().map(|host| as_json(reference, host, &keychain)));
+            continue;
+        }
+        if i > 0 {
+            output::say("");
+        }
+        output::say(reference.to_string());
+        for (n, host) in hosts.iter().enumerate() {
+            output::say(format!("{}. {}", n + 1, host.url()));
+            for (name, value) in in_words(reference, host, &keychain) {
+                output::say(format!("   {name:<12} {value}"));
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// What a host may be asked for.
+fn asked_for(host: &Host) -> Vec<&'static str> {
+    let may = host.capabilities;
+    let all = [
+        (may.pull && may.resolve, "tags"),
+        (may.pull, "manifests and blobs by digest"),
+        (may.pull && may.referrers, "referrers"),
+    ];
+    all.into_iter().filter(|(may, _)| *may).map(|(_, what)| what).collect()
+}
+
+fn in_words(reference: &Reference, host: &Host, keychain: &Keychain) -> Vec<(&'static str, String)> {
+    let asked_for = asked_for(host);
+    let asked_for = if asked_for.is_empty() { "nothing".to_owned() } else { asked_for.join(", ") };
+    let mut all = vec![("asked for", asked_for), ("because of", host.why.clone())];
+    all.extend(host.settings().into_iter().map(|setting| ("with", setting)));
+    if host.is_mirror_of(reference.registry()) {
+        all.push(("told", format!("ns={}", reference.registry())));
+    }
+    let looks = keychain.explain(host.authority(), reference.repository());
+    if looks.is_empty() {
+        all.push(("credentials", "none".to_owned()));
+    }
+    all.extend(looks.into_iter().map(|look| {
+        let who = look.who.unwrap_or_else(|| "as it says when the host asks".to_owned());
+        ("credentials", format!("{who}, from {}", look.from))
+    }));
+    all
+}
+
+fn as_json(reference: &Reference, host: &Host, keychain: &Keychain) -> serde_json::Value {
+    json!({"image": reference.to_string(), "url": host.url(), "capabilities": host.capabilities, "because_of": host.why,
+        "settings": host.settings(), "mirror": host.is_mirror_of(reference.registry()),
+        "credentials": keychain.explain(host.authority(), reference.repository())})
+}

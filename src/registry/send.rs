@@ -1,0 +1,414 @@
+//! One request to one host: its turn, its signature, its redirects, and what the answer means.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use oci_client::errors::OciEnvelope;
+use reqwest::header::{ACCEPT, HeaderMap, IF_RANGE, LOCATION, RANGE, TRANSFER_ENCODING};
+use reqwest::redirect::Policy;
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+
+use super::auth::{Auth, Place, Signature};
+use super::blob::Origin;
+use super::gate::{Bandwidth, Gate, Limits, Turn};
+use super::hosts::{Host, TlsFiles};
+use super::patience::retry_after;
+use super::tls::Trust;
+use super::{Error, Manners, Notice, Notify, Quota, Result};
+use crate::registry::client::is_loopback;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
+/// As many as Go's client, and so containerd, follows.
+const MAX_REDIRECTS: usize = 10;
+/// How much of an error's body is read, in bytes.
+const MAX_ERROR_BODY: u64 = 64 << 10;
+
+/// What all requests share.
+pub(super) struct Sender {
+    trust: Trust,
+    manners: Manners,
+    clients: Mutex<HashMap<Transport, reqwest::Client>>,
+    gates: Mutex<HashMap<String, Arc<Gate>>>,
+    /// Of hosts that are tried by HTTPS first.
+    speaks_tls: Mutex<HashMap<String, bool>>,
+    quotas: Mutex<HashMap<String, Quota>>,
+    pub(super) bandwidth: Bandwidth,
+    pub(super) notify: Notify,
+}
+
+/// What makes one HTTP client differ from another.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Transport {
+    tls: TlsFiles,
+    connect: Duration,
+    proxied: bool,
+}
+
+/// A request that any host of a registry could answer.
+#[derive(Clone)]
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    /// `manifests`, `blobs` or `referrers`.
+    pub(super) kind: &'static str,
+    pub(super) target: &'a str,
+    pub(super) query: Option<(&'static str, &'a str)>,
+    pub(super) accept: &'a str,
+    /// Bytes to ask for, and the entity tag they must be of.
+    pub(super) range: Option<(String, Option<String>)>,
+    /// In words.
+    pub(super) what: &'a str,
+}
+
+/// An answer that is a success, with its body still to come.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// Given back when the body was read.
+    _turn: Turn,
+    pub(super) host: Arc<Host>,
+    /// It does not say how long its body is.
+    pub(super) silent: bool,
+}
+
+impl Answer {
+    fn new(response: Response, turn: Turn, host: &Arc<Host>) -> Self {
+        // Chunks say when they end.
+        let silent = response.content_length().is_none() && !response.headers().contains_key(TRANSFER_ENCODING);
+        Self { response, _turn: turn, host: host.clone(), silent }
+    }
+
+    /// Who gave it.
+    pub(super) fn origin(&self) -> Origin {
+        let url = self.response.url();
+        let address = (!is_same(url, &self.host.base)).then(|| url.clone());
+        Origin { host: self.host.clone(), address }
+    }
+}
+
+impl Sender {
+    pub(super) fn new(trust: Trust, manners: Manners, notify: Notify) -> Self {
+        Self {
+            trust,
+            bandwidth: Bandwidth::new(manners.bandwidth),
+            manners,
+            clients: Mutex::default(),
+            gates: Mutex::default(),
+            speaks_tls: Mutex::default(),
+            quotas: Mutex::default(),
+            notify,
+        }
+    }
+
+    pub(super) fn tries(&self) -> u32 {
+        self.manners.tries
+    }
+
+    /// The client for a URL that a host is, or leads to. Loopback is never reached through a proxy, as in Go.
+    fn http_for(&self, host: &Host, url: &Url) -> Result<reqwest::Client> {
+        let transport = Transport {
+            tls: host.tls.clone(),
+            connect: host.dial_timeout.unwrap_or(CONNECT_TIMEOUT),
+            proxied: !is_loopback_url(url),
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&transport) {
+            return Ok(client.clone());
+        }
+        let builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(self.trust.config(&transport.tls)?)
+            .user_agent(USER_AGENT)
+            .connect_timeout(transport.connect)
+            .read_timeout(self.manners.stall_timeout)
+            .redirect(Policy::none());
+        let builder = if transport.proxied { builder } else { builder.no_proxy() };
+        let client = builder.build().map_err(Error::Setup)?;
+        clients.insert(transport, client.clone());
+        Ok(client)
+    }
+
+    /// The budget of whatever answers at a URL.
+    pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
+        let limits = Limits { at_once: self.manners.per_host, interval: self.manners.interval() };
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.entry(url.authority().to_owned()).or_insert_with(|| Gate::new(limits)).clone()
+    }
+
+    /// Whether the host asked for patience, so that another one is to be preferred.
+    pub(super) fn is_closed(&self, host: &Host) -> bool {
+        self.gate(&host.base).is_closed()
+    }
+
+    /// Asks a host for something of a repository.
+    pub(super) async fn ask(&self, auth: &Auth, place: Place<'_>, registry: &str, ask: &Ask<'_>) -> Result<Answer> {
+        let host = place.host;
+        self.check_quota(place, ask)?;
+        let mut url = host.base.clone();
+        url.set_path(&format!("{}{}/{}/{}", url.path(), place.repository, ask.kind, ask.target));
+        if host.is_mirror_of(registry) {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        url.query_pairs_mut().extend_pairs(ask.query);
+        if url.query() == Some("") {
+            url.set_query(None);
+        }
+        let mut signature = auth.signature(self, place).await?;
+        let mut answered = false;
+        let (response, turn) = loop {
+            let (response, turn) = self.follow(host, &url, ask, &signature).await?;
+            // A 401 of whoever a redirect led to is nothing that we can answer.
+            if response.status() == StatusCode::UNAUTHORIZED && !answered && is_same(response.url(), &host.base) {
+                answered = true;
+                // The token server may be the same host, with room for one.
+                drop(turn);
+                if let Some(better) = auth.answer(self, place, &signature, response.headers()).await? {
+                    signature = better;
+                    continue;
+                }
+                return Err(self.refusal(auth, place, response).await);
+            }
+            break (response, turn);
+        };
+        if !is_same(response.url(), &host.base) && response.status().is_client_error() {
+            return Err(led_to(&response, ask.what));
+        }
+        if response.status().is_success() {
+            return Ok(Answer::new(response, turn, host));
+        }
+        Err(self.refusal(auth, place, response).await)
+    }
+
+    /// Asks again at an address that a redirect led to before; nobody there is told who we are.
+    pub(super) async fn ask_at(&self, host: &Arc<Host>, url: &Url, ask: &Ask<'_>) -> Result<Answer> {
+        let (response, turn) = self.follow(host, url, ask, &Signature::Nobody).await?;
+        if response.status().is_success() {
+            return Ok(Answer::new(response, turn, host));
+        }
+        Err(led_to(&response, ask.what))
+    }
+
+    /// Sends a request, and follows redirects. Away from the host, no credentials and none of its headers go along.
+    async fn follow(
+        &self,
+        host: &Arc<Host>,
+        url: &Url,
+        ask: &Ask<'_>,
+        signature: &Signature,
+    ) -> Result<(Response, Turn)> {
+        let mut at = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let own = is_same(&at, &host.base);
+            let send = |http: reqwest::Client, url: Url| {
+                let request = ask.headers(http.request(ask.method.clone(), url));
+                if own { signature.sign(request.headers(host.headers.clone())) } else { request }
+            };
+            let (response, turn) = self.send(host, &at, ask.what, send).await?;
+            if own {
+                self.take_quota(&at, response.headers());
+            }
+            let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            let target = response.headers().get(LOCATION).filter(|_| redirects).and_then(|value| value.to_str().ok());
+            let Some(target) = target else { return Ok((response, turn)) };
+            let error = |why| Error::Redirect { host: at.authority().to_owned(), what: ask.what.to_owned(), why };
+            let next = response.url().join(target).map_err(|_| error("to something that is no URL"))?;
+            if !matches!(next.scheme(), "http" | "https") {
+                return Err(error("to something that is not HTTP"));
+            }
+            // Whoever can change plain HTTP can say what a tag names; a digest he cannot fake.
+            if response.url().scheme() == "https" && next.scheme() == "http" && !ask.target.contains(':') {
+                return Err(error("away from TLS"));
+            }
+            at = next;
+        }
+        Err(Error::Redirect { host: host.authority().to_owned(), what: ask.what.to_owned(), why: "in circles" })
+    }
+
+    /// Sends one request when it is its turn.
+    async fn send(
+        &self,
+        host: &Host,
+        url: &Url,
+        what: &str,
+        request: impl Fn(reqwest::Client, Url) -> RequestBuilder,
+    ) -> Result<(Response, Turn)> {
+        let gate = self.gate(url);
+        let turn = gate.turn().await;
+        let http = self.http_for(host, url)?;
+        let failed = |source| transport(url.authority(), what, source);
+        let response = if host.https_first && url.scheme() == "http" && is_same(url, &host.base) {
+            let mut tls = url.clone();
+            // HTTP's URL can always become HTTPS's.
+            let _ = tls.set_scheme("https");
+            let known = self.speaks_tls.lock().unwrap_or_else(PoisonError::into_inner).get(host.authority()).copied();
+            match known {
+                Some(true) => request(http, tls).send().await.map_err(failed)?,
+                Some(false) => request(http, url.clone()).send().await.map_err(failed)?,
+                None => {
+                    let tried = request(http.clone(), tls).send().await;
+                    let speaks = !tried.as_ref().is_err_and(|error| is_not_tls(error));
+                    self.speaks_tls
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(host.authority().to_owned(), speaks);
+                    match speaks {
+                        true => tried.map_err(failed)?,
+                        false => request(http, url.clone()).send().await.map_err(failed)?,
+                    }
+                }
+            }
+        } else {
+            request(http, url.clone()).send().await.map_err(failed)?
+        };
+        let status = response.status().as_u16();
+        let after = retry_after(response.headers());
+        // A server that is down does not say when it will be back; one that limits need not.
+        if status == 429 || (status == 503 && after.is_some()) {
+            if let Some(wait) = gate.refused(after) {
+                (self.notify)(&Notice::Limited { host: url.authority(), status, wait });
+            }
+            return Err(Error::Limited {
+                host: url.authority().to_owned(),
+                status,
+                what: what.to_owned(),
+                retry_after: after,
+                detail: words(&body(response).await),
+            });
+        }
+        if status < 500 {
+            gate.went_well();
+        }
+        Ok((response, turn))
+    }
+
+    /// Sends a request that is answered in few bytes; status and body.
+    pub(super) async fn small(
+        &self,
+        host: &Host,
+        url: &Url,
+        what: &str,
+        limit: u64,
+        request: impl Fn(reqwest::Client, Url) -> RequestBuilder,
+    ) -> Result<(u16, Bytes)> {
+        let (response, _turn) = self.send(host, url, what, request).await?;
+        let status = response.status().as_u16();
+        let body = at_most(response, limit).await.map_err(|source| transport(url.authority(), what, source))?;
+        Ok((status, body))
+    }
+
+    async fn refusal(&self, auth: &Auth, place: Place<'_>, response: Response) -> Error {
+        let status = response.status();
+        // Where a redirect led counts: that is who refused.
+        let (host, what) = (response.url().authority().to_owned(), place.what.to_owned());
+        let detail = words(&body(response).await);
+        match status {
+            StatusCode::NOT_FOUND => Error::NotFound { host, what, detail },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Error::Unauthorized { host, what, who: auth.who(place).await, detail }
+            }
+            status => Error::Status { host, status: status.as_u16(), what, detail },
+        }
+    }
+
+    /// Remembers how many pulls a host says are left.
+    fn take_quota(&self, url: &Url, headers: &HeaderMap) {
+        let Some(quota) = Quota::of(headers) else { return };
+        let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = quotas.insert(url.authority().to_owned(), quota);
+        drop(quotas);
+        if before.is_none() || quota.is_low() && before != Some(quota) {
+            (self.notify)(&Notice::Quota { host: url.authority(), quota });
+        }
+    }
+
+    /// A request that counts is not made when the host said that none is left.
+    fn check_quota(&self, place: Place<'_>, ask: &Ask<'_>) -> Result<()> {
+        let counts = ask.kind == "manifests" && ask.method == Method::GET;
+        let quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        match quotas.get(place.host.authority()) {
+            Some(quota) if counts && quota.remaining == 0 => {
+                Err(Error::Quota { host: place.host.authority().to_owned(), what: ask.what.to_owned(), quota: *quota })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<'a> Ask<'a> {
+    /// A GET.
+    pub(super) fn new(kind: &'static str, target: &'a str, accept: &'a str, what: &'a str) -> Self {
+        Self { method: Method::GET, kind, target, query: None, accept, range: None, what }
+    }
+
+    fn headers(&self, request: RequestBuilder) -> RequestBuilder {
+        let request = request.header(ACCEPT, self.accept);
+        match &self.range {
+            None => request,
+            Some((range, None)) => request.header(RANGE, range),
+            Some((range, Some(tag))) => request.header(RANGE, range).header(IF_RANGE, tag),
+        }
+    }
+}
+
+/// The error of an address that a redirect led to.
+fn led_to(response: &Response, what: &str) -> Error {
+    let host = response.url().authority().to_owned();
+    Error::Address { host, what: what.to_owned(), status: response.status().as_u16() }
+}
+
+/// Whether two URLs are of one server.
+fn is_same(a: &Url, b: &Url) -> bool {
+    // A host that is tried by HTTPS first has the port of its HTTP.
+    a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Whether a server answered TLS with something else, or hung up on it (`docker.NewHTTPFallback`).
+fn is_not_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind;
+    if matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_))) {
+        return true;
+    }
+    let cause = match error.downcast_ref::<std::io::Error>() {
+        Some(io) if matches!(io.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return true,
+        // Its source would be the cause of what it wraps.
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+        None => error.source(),
+    };
+    cause.is_some_and(is_not_tls)
+}
+
+pub(super) fn is_loopback_url(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| is_loopback(host.trim_start_matches('[').trim_end_matches(']')))
+}
+
+pub(super) fn transport(host: &str, what: &str, source: reqwest::Error) -> Error {
+    // A URL may be signed.
+    Error::Transport { host: host.to_owned(), what: what.to_owned(), source: source.without_url() }
+}
+
+async fn at_most(mut response: Response, limit: u64) -> reqwest::Result<Bytes> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() as u64 > limit {
+            break;
+        }
+    }
+    Ok(body.into())
+}
+
+/// The body of an error.
+async fn body(response: Response) -> Bytes {
+    at_most(response, MAX_ERROR_BODY).await.unwrap_or_default()
+}
+
+/// What the server says about an error, with a colon before it; nothing when it does not say it in the API's form.
+pub(super) fn words(body: &[u8]) -> String {
+    let Ok(envelope) = serde_json::from_slice::<OciEnvelope>(body) else { return String::new() };
+    let first = envelope.errors.into_iter().next();
+    let text = first.map(|error| if error.message.is_empty() { format!("{:?}", error.code) } else { error.message });
+    // Somebody else's words go to a terminal.
+    text.map_or(String::new(), |text| {
+        format!(": {}", text.chars().filter(|c| !c.is_control()).take(300).collect::<String>())
+    })
+}
