@@ -298,7 +298,7 @@ impl File<'_> {
         let with_scheme = if name.starts_with("http") { name.to_owned() } else { format!("https://{name}") };
         let bad = |why: &dyn fmt::Display| self.wrong(at, format!("{key}: {name:?} is not the URL of a host: {why}"));
         let mut base = Url::parse(&with_scheme).map_err(|e| bad(&e))?;
-        if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() {
+        if !matches!(base.scheme(), "http" | "https") || base.path().starts_with("//") {
             return Err(bad(&"it is neither http nor https"));
         }
         if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {

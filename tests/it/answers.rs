@@ -1,5 +1,7 @@
 //! What a registry that misbehaves answers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::prebake::fixture::{Body, full};
@@ -30,4 +32,31 @@ pub fn broken(bytes: Bytes) -> Body {
         part
     });
     StreamBody::new(stream).boxed_unsync()
+}
+
+/// A body whose length nothing tells but the end of the connection.
+pub fn silent(bytes: Bytes) -> Response<Body> {
+    let mut response = respond(
+        200,
+        &[("connection", "close")],
+        StreamBody::new(futures_util::stream::iter([Ok(Frame::data(bytes))])).boxed_unsync(),
+    );
+    *response.version_mut() = hyper::Version::HTTP_10;
+    response
+}
+
+/// A body that is counted as long as it lives.
+pub fn counted(body: Body, count: Arc<AtomicUsize>) -> Body {
+    struct Counted(Arc<AtomicUsize>);
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let counted = Counted(count);
+    body.map_frame(move |frame| {
+        let _ = &counted;
+        frame
+    })
+    .boxed_unsync()
 }
