@@ -82,7 +82,7 @@ impl Answer {
     /// Who gave it.
     pub(super) fn origin(&self) -> Origin {
         let url = self.response.url();
-        let address = (!is_same(url, &self.host.base)).then(|| url.clone());
+        let address = (!is_own(url, &self.host)).then(|| url.clone());
         Origin { host: self.host.clone(), address }
     }
 }
@@ -143,7 +143,6 @@ impl Sender {
     /// Asks a host for something of a repository.
     pub(super) async fn ask(&self, auth: &Auth, place: Place<'_>, registry: &str, ask: &Ask<'_>) -> Result<Answer> {
         let host = place.host;
-        self.check_quota(place, ask)?;
         let mut url = host.base.clone();
         url.set_path(&format!("{}{}/{}/{}", url.path(), place.repository, ask.kind, ask.target));
         if host.is_mirror_of(registry) {
@@ -158,7 +157,7 @@ impl Sender {
         let (response, turn) = loop {
             let (response, turn) = self.follow(host, &url, ask, &signature).await?;
             // A 401 of whoever a redirect led to is nothing that we can answer.
-            if response.status() == StatusCode::UNAUTHORIZED && !answered && is_same(response.url(), &host.base) {
+            if response.status() == StatusCode::UNAUTHORIZED && !answered && is_own(response.url(), host) {
                 answered = true;
                 // The token server may be the same host, with room for one.
                 drop(turn);
@@ -170,7 +169,7 @@ impl Sender {
             }
             break (response, turn);
         };
-        if !is_same(response.url(), &host.base) && response.status().is_client_error() {
+        if !is_own(response.url(), host) && response.status().is_client_error() {
             return Err(led_to(&response, ask.what));
         }
         if response.status().is_success() {
@@ -198,10 +197,14 @@ impl Sender {
     ) -> Result<(Response, Turn)> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let own = is_same(&at, &host.base);
+            let own = is_own(&at, host);
             let send = |http: reqwest::Client, url: Url| {
                 let request = ask.headers(http.request(ask.method.clone(), url));
-                if own { signature.sign(request.headers(host.headers.clone())) } else { request }
+                if !own {
+                    return Ok(request);
+                }
+                self.check_quota(host, ask)?;
+                Ok(signature.sign(request.headers(host.headers.clone())))
             };
             let (response, turn) = self.send(host, &at, ask.what, send).await?;
             if own {
@@ -230,22 +233,22 @@ impl Sender {
         host: &Host,
         url: &Url,
         what: &str,
-        request: impl Fn(reqwest::Client, Url) -> RequestBuilder,
+        request: impl Fn(reqwest::Client, Url) -> Result<RequestBuilder>,
     ) -> Result<(Response, Turn)> {
         let gate = self.gate(url);
         let turn = gate.turn().await;
         let http = self.http_for(host, url)?;
         let failed = |source| transport(url.authority(), what, source);
-        let response = if host.https_first && url.scheme() == "http" && is_same(url, &host.base) {
+        let response = if host.https_first && url.scheme() == "http" && is_own(url, host) {
             let mut tls = url.clone();
             // HTTP's URL can always become HTTPS's.
             let _ = tls.set_scheme("https");
             let known = self.speaks_tls.lock().unwrap_or_else(PoisonError::into_inner).get(host.authority()).copied();
             match known {
-                Some(true) => request(http, tls).send().await.map_err(failed)?,
-                Some(false) => request(http, url.clone()).send().await.map_err(failed)?,
+                Some(true) => request(http, tls)?.send().await.map_err(failed)?,
+                Some(false) => request(http, url.clone())?.send().await.map_err(failed)?,
                 None => {
-                    let tried = request(http.clone(), tls).send().await;
+                    let tried = request(http.clone(), tls)?.send().await;
                     let speaks = !tried.as_ref().is_err_and(|error| is_not_tls(error));
                     self.speaks_tls
                         .lock()
@@ -253,12 +256,12 @@ impl Sender {
                         .insert(host.authority().to_owned(), speaks);
                     match speaks {
                         true => tried.map_err(failed)?,
-                        false => request(http, url.clone()).send().await.map_err(failed)?,
+                        false => request(http, url.clone())?.send().await.map_err(failed)?,
                     }
                 }
             }
         } else {
-            request(http, url.clone()).send().await.map_err(failed)?
+            request(http, url.clone())?.send().await.map_err(failed)?
         };
         let status = response.status().as_u16();
         let after = retry_after(response.headers());
@@ -290,7 +293,7 @@ impl Sender {
         limit: u64,
         request: impl Fn(reqwest::Client, Url) -> RequestBuilder,
     ) -> Result<(u16, Bytes)> {
-        let (response, _turn) = self.send(host, url, what, request).await?;
+        let (response, _turn) = self.send(host, url, what, |http, url| Ok(request(http, url))).await?;
         let status = response.status().as_u16();
         let body = at_most(response, limit).await.map_err(|source| transport(url.authority(), what, source))?;
         Ok((status, body))
@@ -322,12 +325,12 @@ impl Sender {
     }
 
     /// A request that counts is not made when the host said that none is left.
-    fn check_quota(&self, place: Place<'_>, ask: &Ask<'_>) -> Result<()> {
+    fn check_quota(&self, host: &Host, ask: &Ask<'_>) -> Result<()> {
         let counts = ask.kind == "manifests" && ask.method == Method::GET;
         let quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
-        match quotas.get(place.host.authority()) {
+        match quotas.get(host.authority()) {
             Some(quota) if counts && quota.remaining == 0 => {
-                Err(Error::Quota { host: place.host.authority().to_owned(), what: ask.what.to_owned(), quota: *quota })
+                Err(Error::Quota { host: host.authority().to_owned(), what: ask.what.to_owned(), quota: *quota })
             }
             _ => Ok(()),
         }
@@ -356,10 +359,11 @@ fn led_to(response: &Response, what: &str) -> Error {
     Error::Address { host, what: what.to_owned(), status: response.status().as_u16() }
 }
 
-/// Whether two URLs are of one server.
-fn is_same(a: &Url, b: &Url) -> bool {
-    // A host that is tried by HTTPS first has the port of its HTTP.
-    a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
+/// Whether a URL is the host's own. One that is tried by HTTPS first has the port of its HTTP.
+fn is_own(url: &Url, host: &Host) -> bool {
+    let base = &host.base;
+    let same = url.host_str() == base.host_str() && url.port_or_known_default() == base.port_or_known_default();
+    same && (url.scheme() == base.scheme() || host.https_first)
 }
 
 /// Whether a server answered TLS with something else, or hung up on it (`docker.NewHTTPFallback`).

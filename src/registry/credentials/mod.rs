@@ -183,14 +183,15 @@ pub struct Look {
 }
 
 impl Keychain {
-    /// Takes `USER:PASSWORD` for a registry; `place` says where it stands.
+    /// Takes `USER:PASSWORD` for a registry; `place` says where it stands. What was given before counts.
     ///
     /// # Errors
     /// [`CredentialsError::BadPair`].
     pub fn give(&mut self, registry: &str, pair: &str, place: &str) -> Result<()> {
         let bad = || CredentialsError::BadPair { place: place.to_owned(), what: "USER:PASSWORD" };
         let credential = Credential::parse(pair).ok_or_else(bad)?;
-        self.given.insert(host(registry).to_owned(), Found { credential, from: place.to_owned() });
+        let found = Found { credential, from: place.to_owned() };
+        self.given.entry(host(registry).to_owned()).or_insert(found);
         Ok(())
     }
 
