@@ -162,6 +162,17 @@ impl Catalog {
         })
     }
 
+    /// What was fetched under a name.
+    ///
+    /// # Errors
+    /// [`Error::Redb`], [`Error::Record`].
+    pub fn image(&self, namespace: &str, name: &str) -> Result<Option<ImageRecord>> {
+        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
+        let table = transaction.open_table(IMAGES).map_err(|e| self.redb(e))?;
+        let found = table.get(format!("{namespace}\0{name}").as_str()).map_err(|e| self.redb(e))?;
+        found.map(|value| self.decode(value.value())).transpose()
+    }
+
     /// The fetched images of a namespace, by name.
     ///
     /// # Errors

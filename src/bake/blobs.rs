@@ -112,13 +112,24 @@ impl Blobs {
 
     /// What a tag or digest names, with its media type; verified when it is a digest, and put in place.
     pub(super) async fn target(self: &Arc<Self>, reference: &Reference) -> Result<(Descriptor, RawDocument)> {
-        if let Some(digest) = reference.digest()
+        let before = self.catalog.image(&self.namespace, &reference.to_string())?.map(|image| image.target);
+        let digest = match reference.digest() {
+            Some(digest) => Some(digest.clone()),
+            // What came under this name before may still be what it names; to ask for that costs no pull.
+            None if before.is_some() => self.client.head(reference).await?,
+            None => None,
+        };
+        if let Some(digest) = &digest
             && let Some(stat) = self.store.stat(digest)?
             && stat.size <= MAX_DOCUMENT
             && self.is_whole(&Descriptor::new("", digest.clone(), stat.size)).await?
         {
-            let known = self.catalog.images(&self.namespace)?.into_iter().find(|image| image.target.digest == *digest);
-            let declared = known.map(|image| image.target.media_type).unwrap_or_default();
+            let all = || Ok::<_, Error>(self.catalog.images(&self.namespace)?.into_iter().map(|image| image.target));
+            let known = match before.filter(|target| target.digest == *digest) {
+                Some(target) => Some(target),
+                None => all()?.find(|target| target.digest == *digest),
+            };
+            let declared = known.map(|target| target.media_type).unwrap_or_default();
             let descriptor = Descriptor::new(declared, digest.clone(), stat.size);
             let room = self.client.room(stat.size).await;
             let raw = self.read(&descriptor, room).await?;

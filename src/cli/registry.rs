@@ -38,7 +38,7 @@ pub(super) struct AccessArgs {
     /// Where those plugins are
     #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
     image_credential_provider_bin_dir: Option<PathBuf>,
-    /// Directory of hosts.toml files, as containerd's config_path; several are separated by colons [default:
+    /// Directory of hosts.toml files, as containerd is told of them; several are separated by colons [default:
     /// etc/containerd/certs.d in the root, else the same on this machine]
     #[arg(long, value_name = "DIR", value_delimiter = ':')]
     hosts_dir: Vec<PathBuf>,

@@ -80,12 +80,20 @@ pub struct Descriptor {
     platform: Option<RawPlatform>,
     #[serde(skip_serializing, default)]
     annotations: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing, default)]
+    urls: Option<Vec<String>>,
 }
 
 impl Descriptor {
     /// A descriptor without a platform.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, platform: None, annotations: None }
+        Self { media_type: media_type.into(), digest, size, platform: None, annotations: None, urls: None }
+    }
+
+    /// Where else a layer is to be had that registries may not give away (`foreign`, `nondistributable`); none for others.
+    pub fn urls(&self) -> &[String] {
+        let foreign = self.media_type.contains(".foreign.") || self.media_type.contains(".nondistributable.");
+        self.urls.as_deref().filter(|_| foreign).unwrap_or_default()
     }
 
     /// What the document says about it besides.

@@ -1,7 +1,7 @@
 //! Who we are to a host: nobody until it asks, then Basic or a Bearer token, one exchange at a time per repository.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_auth::parser::ChallengeParser;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::credentials::{Credential, Found, Keychain, Secret};
 use super::hosts::Host;
-use super::send::{Sender, is_loopback_url};
+use super::send::{Sender, is_loopback_url, lock};
 use super::{Error, Result};
 
 /// How much of a token server's answer is read, in bytes.
@@ -96,7 +96,7 @@ impl Auth {
     }
 
     fn slot(&self, place: Place<'_>) -> Slot {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = lock(&self.slots);
         let key = (place.host.url().to_owned(), place.repository.to_owned());
         let new = || Arc::new(AsyncMutex::new(State { signature: Signature::Nobody, renewal: None }));
         slots.entry(key).or_insert_with(new).clone()
@@ -157,7 +157,7 @@ impl Auth {
         }
     }
 
-    /// Gets a token: by the GET of the distribution project's specification, or with an identity token by the POST of OAuth2.
+    /// Gets a token: by the GET of the distribution project's specification, or with an identity token by the POST of `OAuth2`.
     async fn exchange(&self, sender: &Sender, place: Place<'_>, bearer: Bearer) -> Result<State> {
         let found = self.find(place).await?;
         let token_error = |why: String, passing| Error::Token {

@@ -189,7 +189,7 @@ impl Blob {
         let conditional = matches!(range, Some((_, Some(_))));
         let asked = range.is_some().then_some((self.at, end));
         let ask = Ask { range, ..Ask::new("blobs", self.descriptor.digest.as_str(), "*/*", &self.what) };
-        let answer = match self.client.once(&self.reference, &ask).await {
+        let answer = match self.client.blob_from(&self.reference, &self.descriptor, &ask).await {
             Err(Error::Status { status: 416, host, what, .. }) => {
                 self.client.gives_no_parts(registry);
                 return Err(Error::WrongRange { host, what, got: "416".to_owned() });
@@ -274,13 +274,11 @@ impl Parts {
     /// Asks for as many parts as there is room for, and for the next one in any case.
     fn fill(&mut self, client: &Arc<Client>, reference: &Reference, descriptor: &Descriptor, what: &Arc<str>) {
         while self.next < descriptor.size {
-            let room = match self.coming.is_empty() {
-                true => None,
-                false => match client.room_for_part(&self.from) {
-                    Some(room) => Some(room),
-                    None => return,
-                },
-            };
+            let room = client.room_for_part(&self.from);
+            // The next one is needed in any case.
+            if room.is_none() && !self.coming.is_empty() {
+                return;
+            }
             let range = (self.next, (self.next + PART).min(descriptor.size));
             self.next = range.1;
             let (sender, chunks) = mpsc::unbounded_channel();

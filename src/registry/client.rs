@@ -2,18 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use reqwest::Method;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{Auth, Place};
 use super::blob::{Blob, Origin, PARTS};
 use super::hosts::{Capabilities, Host, HostsDirs};
 use super::patience::Patience;
-use super::send::{Answer, Ask, Sender, transport};
+use super::send::{Answer, Ask, Sender, lock, transport};
 use super::tls::Trust;
 use super::{Error, Notify, Options, Result};
 use crate::oci::{Descriptor, Digest, Reference, media_type};
@@ -116,12 +116,11 @@ impl Client {
         self.collect(reference, &Ask::new("blobs", digest.as_str(), "*/*", &what), limit, room).await
     }
 
-    /// The digest of what a tag names, and its size, by the registry's word: for things that are here already. `None` when
-    /// the registry does not say.
+    /// The digest of what a tag names, by the registry's word; `None` when it does not say.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn head(&self, reference: &Reference) -> Result<Option<(Digest, u64)>> {
+    pub async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         let what = format!("{}:{}", reference.repository(), reference.target());
         let accept = media_type::DOCUMENTS.join(", ");
         let ask = Ask { method: Method::HEAD, ..Ask::new("manifests", reference.target(), &accept, &what) };
@@ -132,10 +131,8 @@ impl Client {
                 Err(error) => patience.after(error).await?,
             }
         };
-        let header = |name| answer.response.headers().get(name).and_then(|value| value.to_str().ok());
-        let digest = header(DIGEST_HEADER).and_then(|text| text.parse().ok());
-        let size = header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
-        Ok(digest.zip(size))
+        let said = answer.response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok());
+        Ok(said.and_then(|text| text.parse().ok()))
     }
 
     /// Starts to get a blob, whose first `from` bytes are here, with the entity tag they had. Broken transfers go on where
@@ -152,17 +149,39 @@ impl Client {
 
     /// Asks a registry for no parts of blobs any more: what came was wrong.
     pub fn gives_no_parts(&self, registry: &str) {
-        self.partless.lock().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned());
+        lock(&self.partless).insert(registry.to_owned());
     }
 
     pub(super) fn is_partless(&self, registry: &str) -> bool {
-        self.partless.lock().unwrap_or_else(PoisonError::into_inner).contains(registry)
+        lock(&self.partless).contains(registry)
     }
 
     /// Room for one more part, where it could begin now.
     pub(super) fn room_for_part(&self, from: &Origin) -> Option<OwnedSemaphorePermit> {
         let gate = self.sender.gate(from.address.as_ref().unwrap_or(&from.host.base));
         if gate.is_free() { self.parts.clone().try_acquire_owned().ok() } else { None }
+    }
+
+    /// Asks for a blob: the registry, and where that does not have it, whom the manifest names. They are not told who we are.
+    pub(super) async fn blob_from(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        ask: &Ask<'_>,
+    ) -> Result<Answer> {
+        let missing = match self.once(reference, ask).await {
+            Err(error @ Error::NotFound { .. }) => error,
+            other => return other,
+        };
+        let urls = descriptor.urls().iter().filter_map(|url| Url::parse(url).ok());
+        let mut worst = None;
+        for url in urls.filter(|url| matches!(url.scheme(), "http" | "https")) {
+            match self.sender.ask_at(&Arc::new(Host::unknown(&url)), &url, ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => worst = worst.or(Some(error)),
+            }
+        }
+        Err(worst.unwrap_or(missing))
     }
 
     /// Asks whoever answered before.
@@ -205,7 +224,7 @@ impl Client {
     }
 
     fn hosts(&self, registry: &str) -> Result<Vec<Arc<Host>>> {
-        let mut known = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.hosts);
         if let Some(hosts) = known.get(registry) {
             return Ok(hosts.clone());
         }

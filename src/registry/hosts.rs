@@ -38,6 +38,7 @@ pub struct Host {
 }
 
 /// What a host may be asked for (`docker.HostCapabilities`).
+#[allow(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Capabilities {
     /// Blobs and manifests by digest.
@@ -71,6 +72,11 @@ impl TlsFiles {
 }
 
 impl Host {
+    /// Whoever is at a URL, about whom nothing is known.
+    pub(super) fn unknown(url: &Url) -> Self {
+        Self { base: url.clone(), ..Table::default().host() }
+    }
+
     /// Host and port.
     pub fn authority(&self) -> &str {
         self.base.authority()
@@ -147,11 +153,7 @@ impl HostsDirs {
                 Err(source) => return Err(HostsError::Io { path: dir, source }),
             }
         }
-        let why = match self.0.is_empty() {
-            true => "default".to_owned(),
-            false => "default: no hosts.toml is about it".to_owned(),
-        };
-        Ok(vec![default_host(registry, plain_http, Table::default(), why)])
+        Ok(vec![default_host(registry, plain_http, Table::default(), "no hosts.toml is about it".to_owned())])
     }
 }
 
@@ -376,7 +378,7 @@ impl File<'_> {
                 return alone(item);
             }
             let parts = self.array(item, key)?;
-            let [certificate, own_key] = &parts[..] else {
+            let [certificate, own_key] = parts else {
                 return Err(self.wrong(&item.span(), format!("{key}: a pair is [certificate, key]")));
             };
             let certificate = self.dir.join(self.string(certificate, key)?);

@@ -1,7 +1,7 @@
 //! One request to one host: its turn, its signature, its redirects, and what the answer means.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,7 +112,7 @@ impl Sender {
             connect: host.dial_timeout.unwrap_or(CONNECT_TIMEOUT),
             proxied: !is_loopback_url(url),
         };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.clients);
         if let Some(client) = clients.get(&transport) {
             return Ok(client.clone());
         }
@@ -131,7 +131,7 @@ impl Sender {
     /// The budget of whatever answers at a URL.
     pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
         let limits = Limits { at_once: self.manners.per_host, interval: self.manners.interval() };
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gates = lock(&self.gates);
         gates.entry(url.authority().to_owned()).or_insert_with(|| Gate::new(limits)).clone()
     }
 
@@ -239,29 +239,20 @@ impl Sender {
         let turn = gate.turn().await;
         let http = self.http_for(host, url)?;
         let failed = |source| transport(url.authority(), what, source);
-        let response = if host.https_first && url.scheme() == "http" && is_own(url, host) {
-            let mut tls = url.clone();
-            // HTTP's URL can always become HTTPS's.
-            let _ = tls.set_scheme("https");
-            let known = self.speaks_tls.lock().unwrap_or_else(PoisonError::into_inner).get(host.authority()).copied();
-            match known {
-                Some(true) => request(http, tls)?.send().await.map_err(failed)?,
-                Some(false) => request(http, url.clone())?.send().await.map_err(failed)?,
-                None => {
-                    let tried = request(http.clone(), tls)?.send().await;
-                    let speaks = !tried.as_ref().is_err_and(|error| is_not_tls(error));
-                    self.speaks_tls
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(host.authority().to_owned(), speaks);
-                    match speaks {
-                        true => tried.map_err(failed)?,
-                        false => request(http, url.clone())?.send().await.map_err(failed)?,
-                    }
-                }
+        let mut tls = url.clone();
+        // HTTP's URL can always become HTTPS's.
+        let _ = tls.set_scheme("https");
+        let speaks_tls = if host.https_first && is_own(url, host) { self.speaks_tls(host) } else { Some(false) };
+        let response = match speaks_tls {
+            Some(true) => request(http, tls)?.send().await.map_err(failed)?,
+            Some(false) => request(http, url.clone())?.send().await.map_err(failed)?,
+            None => {
+                let tried = request(http.clone(), tls)?.send().await;
+                let speaks = !tried.as_ref().is_err_and(|error| is_not_tls(error));
+                lock(&self.speaks_tls).insert(host.authority().to_owned(), speaks);
+                let sent = if speaks { tried } else { request(http, url.clone())?.send().await };
+                sent.map_err(failed)?
             }
-        } else {
-            request(http, url.clone())?.send().await.map_err(failed)?
         };
         let status = response.status().as_u16();
         let after = retry_after(response.headers());
@@ -282,6 +273,10 @@ impl Sender {
             gate.went_well();
         }
         Ok((response, turn))
+    }
+
+    fn speaks_tls(&self, host: &Host) -> Option<bool> {
+        lock(&self.speaks_tls).get(host.authority()).copied()
     }
 
     /// Sends a request that is answered in few bytes; status and body.
@@ -316,7 +311,7 @@ impl Sender {
     /// Remembers how many pulls a host says are left.
     fn take_quota(&self, url: &Url, headers: &HeaderMap) {
         let Some(quota) = Quota::of(headers) else { return };
-        let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quotas = lock(&self.quotas);
         let before = quotas.insert(url.authority().to_owned(), quota);
         drop(quotas);
         if before.is_none() || quota.is_low() && before != Some(quota) {
@@ -327,7 +322,7 @@ impl Sender {
     /// A request that counts is not made when the host said that none is left.
     fn check_quota(&self, host: &Host, ask: &Ask<'_>) -> Result<()> {
         let counts = ask.kind == "manifests" && ask.method == Method::GET;
-        let quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        let quotas = lock(&self.quotas);
         match quotas.get(host.authority()) {
             Some(quota) if counts && quota.remaining == 0 => {
                 Err(Error::Quota { host: host.authority().to_owned(), what: ask.what.to_owned(), quota: *quota })
@@ -379,6 +374,10 @@ fn is_not_tls(error: &(dyn std::error::Error + 'static)) -> bool {
         None => error.source(),
     };
     cause.is_some_and(is_not_tls)
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn is_loopback_url(url: &Url) -> bool {

@@ -409,9 +409,10 @@ fn secrets_show_up_nowhere() {
 fn files(dir: &Path, out: &mut Vec<Vec<u8>>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => files(&path, out),
-            false => out.push(fs::read(path).unwrap()),
+        if path.is_dir() {
+            files(&path, out);
+        } else {
+            out.push(fs::read(path).unwrap());
         }
     }
 }

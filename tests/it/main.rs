@@ -20,6 +20,7 @@ mod interrupt;
 mod keychain;
 mod lock;
 mod manners;
+mod oddities;
 mod parsers;
 mod transfer;
 mod traps;

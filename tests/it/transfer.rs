@@ -37,18 +37,19 @@ fn header(request: &Request<Incoming>, name: &str) -> Option<String> {
 /// layer. Every request for the layer is kept, as its `Range` and `If-Range`.
 struct Odd {
     registry: TestRegistry,
-    layer: (String, Bytes),
-    ranges: Arc<Mutex<Vec<(Option<String>, Option<String>)>>>,
+    ranges: Arc<Mutex<Vec<Asked>>>,
 }
+
+/// `Range` and `If-Range` of a request.
+type Asked = (Option<String>, Option<String>);
 
 fn odd(
     size: u32,
     fault: impl Fn(&Request<Incoming>, usize, &Bytes) -> Option<Response<Body>> + Send + Sync + 'static,
 ) -> Odd {
     let content = image(size);
-    let layer = layer_of(&content);
     let ranges: Arc<Mutex<Vec<_>>> = Arc::default();
-    let (log, (digest, bytes)) = (ranges.clone(), layer.clone());
+    let (log, (digest, bytes)) = (ranges.clone(), layer_of(&content));
     let registry = TestRegistry::faulty(content, move |request| {
         if !request.uri().path().ends_with(&digest) {
             return None;
@@ -60,7 +61,7 @@ fn odd(
         };
         fault(request, number, &bytes)
     });
-    Odd { registry, layer, ranges }
+    Odd { registry, ranges }
 }
 
 impl Odd {
@@ -68,12 +69,8 @@ impl Odd {
         prebake(root, &format!("{BAKE} {more} {}", self.registry.reference("app:1")))
     }
 
-    fn asked(&self) -> Vec<(Option<String>, Option<String>)> {
+    fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.ranges.lock().unwrap())
-    }
-
-    fn tag(&self) -> String {
-        format!("\"{}\"", self.layer.0)
     }
 
     #[track_caller]

@@ -99,7 +99,7 @@ impl AuthFile {
     }
 
     /// A helper, in words.
-    pub(super) fn from_helper(&self, helper: &str) -> String {
+    pub(super) fn helper_in_words(&self, helper: &str) -> String {
         format!("docker-credential-{helper}, which {} names", self.path.display())
     }
 

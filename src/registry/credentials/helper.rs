@@ -85,7 +85,7 @@ impl Run<'_> {
             };
             let mut out = stdout.take(MAX_OUTPUT);
             let mut err = stderr.take(MAX_OUTPUT);
-            let (_, read, complaint) =
+            let ((), read, complaint) =
                 futures_util::join!(write, out.read_to_end(&mut said), err.read_to_end(&mut complained));
             read.and(complaint)?;
             child.wait().await.map(|status| (status, said, complained))

@@ -56,7 +56,7 @@ pub enum Credential {
         /// The password.
         password: Secret,
     },
-    /// An OAuth2 refresh token, exchanged at the token server (Docker's `identitytoken`).
+    /// An `OAuth2` refresh token, exchanged at the token server (Docker's `identitytoken`).
     Identity(Secret),
     /// A bearer token for the registry itself (Docker's `registrytoken`).
     Bearer(Secret),
@@ -246,7 +246,7 @@ impl Keychain {
         for file in &self.files {
             if let Some(helper) = file.helper_of(registry) {
                 let key = format!("{helper}\n{registry}");
-                let said = helper::get(helper, registry, key.clone(), file.from_helper(helper));
+                let said = helper::get(helper, registry, key.clone(), file.helper_in_words(helper));
                 if let Some(found) = self.ask(&[key], &image, said).await? {
                     return Ok(Some(found));
                 }
@@ -299,7 +299,7 @@ impl Keychain {
         }
         let mut looks = Vec::new();
         for file in &self.files {
-            looks.extend(file.helper_of(registry).map(|helper| Look { from: file.from_helper(helper), who: None }));
+            looks.extend(file.helper_of(registry).map(|helper| Look { from: file.helper_in_words(helper), who: None }));
             if let Some(found) = file.get(registry, repository) {
                 looks.push(sure(found));
                 return looks;
