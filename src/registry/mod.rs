@@ -350,7 +350,8 @@ impl Error {
     /// Whether the same request might succeed if it were made again.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Transport { .. } | Self::CutOff { .. } | Self::WrongRange { .. } | Self::Address { .. } => true,
+            Self::Transport { source, .. } => !send::is_distrust(source),
+            Self::CutOff { .. } | Self::WrongRange { .. } | Self::Address { .. } => true,
             Self::Status { status, .. } => *status >= 500 || *status == 408,
             Self::Limited { retry_after, .. } => retry_after.is_none_or(|wait| wait <= LONGEST_PATIENCE),
             Self::Token { passing, .. } => *passing,
@@ -363,6 +364,8 @@ impl Error {
         match self {
             // Resolved again it works, or the registry has nothing better.
             Self::Address { .. } => most.min(3),
+            // Nobody is there: a name or port may be wrong.
+            Self::Transport { source, .. } if source.is_connect() => most.min(4),
             _ => most,
         }
     }

@@ -363,17 +363,33 @@ fn is_own(url: &Url, host: &Host) -> bool {
 
 /// Whether a server answered TLS with something else, or hung up on it (`docker.NewHTTPFallback`).
 fn is_not_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind;
-    if matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_))) {
-        return true;
-    }
+    use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+    has_cause(error, &|cause| {
+        matches!(cause.downcast_ref(), Some(rustls::Error::InvalidMessage(_)))
+            || cause
+                .downcast_ref()
+                .is_some_and(|io: &std::io::Error| matches!(io.kind(), UnexpectedEof | ConnectionReset))
+    })
+}
+
+/// Whether the two do not trust each other.
+pub(super) fn is_distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::Error::{AlertReceived, InvalidCertificate, NoCertificatesPresented};
+    has_cause(error, &|cause| {
+        matches!(cause.downcast_ref(), Some(AlertReceived(_) | InvalidCertificate(_) | NoCertificatesPresented))
+    })
+}
+
+fn has_cause(
+    error: &(dyn std::error::Error + 'static),
+    is: &dyn Fn(&(dyn std::error::Error + 'static)) -> bool,
+) -> bool {
     let cause = match error.downcast_ref::<std::io::Error>() {
-        Some(io) if matches!(io.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return true,
         // Its source would be the cause of what it wraps.
         Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
         None => error.source(),
     };
-    cause.is_some_and(is_not_tls)
+    is(error) || cause.is_some_and(|cause| has_cause(cause, is))
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -47,6 +47,12 @@ fn wait_for(what: &str, log: &Path, mut ready: impl FnMut() -> bool) {
 struct Daemon(Child);
 
 impl Daemon {
+    /// Starts it with its output in a file.
+    fn start(command: &mut Command, log: &Path) -> Self {
+        let file = File::create(log).unwrap();
+        Self(command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap())
+    }
+
     fn end(&mut self) {
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let start = Instant::now();
@@ -70,35 +76,48 @@ pub struct Registry {
     _daemon: Daemon,
     name: String,
     work: PathBuf,
+    data: PathBuf,
+}
+
+/// A loopback address with a port that was free a moment ago.
+pub fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 impl Registry {
     pub fn start(work: &Path) -> Self {
         let work = work.join("registry");
+        Self::serve(&work, &work.join("data"), "", "")
+    }
+
+    /// Another one over the same images, with settings of its own: of HTTP, and at the top level.
+    pub fn beside(&self, work: &Path, http: &str, settings: &str) -> Self {
+        Self::serve(work, &self.data, http, settings)
+    }
+
+    /// One over some folder.
+    pub fn serve(work: &Path, data: &Path, http: &str, settings: &str) -> Self {
+        let (work, data) = (work.to_owned(), data.to_owned());
         fs::create_dir_all(&work).unwrap();
-        let name = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let name = free_address();
         let config = work.join("config.yml");
-        let data = work.join("data");
+        let storage = data.display();
         fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{name}\"}}\n",
-                data.display()
+                "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: \"{name}\"{http}}}\n{settings}"
             ),
         )
         .unwrap();
-        let log = work.join("log");
-        let file = File::create(&log).unwrap();
-        let daemon = Command::new(dir().join("registry/usr/bin/docker-registry"))
-            .arg("serve")
-            .arg(&config)
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        let daemon = Daemon(daemon);
-        wait_for("docker-registry", &log, || std::net::TcpStream::connect(&name).is_ok());
-        Self { _daemon: daemon, name, work }
+        let mut command = Command::new(dir().join("registry/usr/bin/docker-registry"));
+        let daemon = Daemon::start(command.arg("serve").arg(&config), &work.join("log"));
+        wait_for("docker-registry", &work.join("log"), || std::net::TcpStream::connect(&name).is_ok());
+        Self { _daemon: daemon, name, work, data }
+    }
+
+    /// What it wrote, a line for each request among it.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.work.join("log")).unwrap()
     }
 
     /// Its name in references.
@@ -124,6 +143,45 @@ impl Registry {
         run(Command::new("skopeo")
             .args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"])
             .args([format!("dir:{}", dir.display()), format!("docker://{reference}")]));
+    }
+}
+
+/// The real nginx on a free loopback port, with the `http` block's settings given; `PORT` in them is its own.
+pub struct Nginx {
+    daemon: Daemon,
+    name: String,
+}
+
+impl Nginx {
+    pub fn start(work: &Path, settings: &str) -> Self {
+        fs::create_dir_all(work).unwrap();
+        let name = free_address();
+        let (at, config) = (work.display(), work.join("nginx.conf"));
+        let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {at}/{kind};\n"))
+            .concat();
+        let settings = settings.replace("ADDRESS", &name);
+        fs::write(
+            &config,
+            format!(
+                "daemon off; user root; worker_processes 2; pid {at}/pid; error_log {at}/log;\nevents {{}}\nhttp {{ access_log {at}/access; {temp}{settings} }}\n"
+            ),
+        )
+        .unwrap();
+        let mut command = Command::new(dir().join("nginx/usr/sbin/nginx"));
+        let daemon = Daemon::start(command.arg("-p").arg(work).arg("-c").arg(&config), &work.join("output"));
+        wait_for("nginx", &work.join("output"), || std::net::TcpStream::connect(&name).is_ok());
+        Self { daemon, name }
+    }
+
+    /// Its name in references.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Kills the processes that serve, with all their connections; others take their place.
+    pub fn cut(&self) {
+        let _ = Command::new("pkill").args(["-9", "-P", &self.daemon.0.id().to_string()]).status();
     }
 }
 
@@ -185,22 +243,14 @@ impl Containerd {
         )
         .unwrap();
         let log = self.work.join("log");
-        let file = File::create(&log).unwrap();
         let path = format!(
             "{}:{}:{}",
             self.bin("").display(),
             dir().join("runc/usr/sbin").display(),
             std::env::var("PATH").unwrap()
         );
-        let daemon = Command::new(self.bin("containerd"))
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", path)
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        self.daemon = Some(Daemon(daemon));
+        let mut command = Command::new(self.bin("containerd"));
+        self.daemon = Some(Daemon::start(command.arg("--config").arg(&config).env("PATH", path), &log));
         wait_for("containerd", &log, || {
             self.try_ctr("version").status.success()
                 && fs::read_to_string(&log).unwrap().contains("containerd successfully booted")
