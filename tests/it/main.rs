@@ -22,5 +22,6 @@ mod lock;
 mod manners;
 mod oddities;
 mod parsers;
+mod soak;
 mod transfer;
 mod traps;
