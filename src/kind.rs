@@ -182,7 +182,7 @@ impl From<&bake::Error> for Kind {
                 Self::Corrupt
             }
             Error::Layer { source, .. } => source.into(),
-            Error::LayerCount { .. } | Error::EmptyLayer(_) => Self::Corrupt,
+            Error::LayerCount { .. } | Error::EmptyLayer(_) | Error::Unsigned { .. } => Self::Corrupt,
             Error::Discard { .. } => Self::InvalidInput,
             Error::Snapshot(error) => error.into(),
             Error::NoSpace { .. } => Self::NoSpace,

@@ -62,7 +62,7 @@ pub(super) struct Blobs {
     pub(super) catalog: Arc<Catalog>,
     pub(super) namespace: String,
     pub(super) listener: Arc<dyn Listener>,
-    client: Arc<Client>,
+    pub(super) client: Arc<Client>,
     permits: Semaphore,
     chunks: usize,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,

@@ -13,7 +13,7 @@ use super::blobs::{Blobs, Coming, Result, Small, blocking};
 use super::policy::Policy;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Baked, Error, Event, Request, Totals};
+use super::{Baked, Error, Event, Request, Totals, Trusted};
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
@@ -26,7 +26,7 @@ const MAX_DOCUMENTS: usize = 64;
 
 /// An image whose documents are in place.
 pub(super) struct Resolved {
-    reference: Reference,
+    pub(super) reference: Reference,
     /// From the target down: documents, config, layers.
     pub(super) blobs: Vec<ImageBlob>,
     config: Digest,
@@ -57,6 +57,8 @@ pub(super) struct Fetcher {
     pin: bool,
     /// Whether layers are looked at for being unpacked.
     unpacks: bool,
+    pub(super) referrers: Option<Vec<String>>,
+    pub(super) trusted: Vec<Trusted>,
     pub(super) images_at_once: usize,
 }
 
@@ -67,6 +69,8 @@ impl Fetcher {
             platform: request.platform.clone(),
             pin: request.pin,
             unpacks: request.unpack.is_some(),
+            referrers: request.referrers.clone(),
+            trusted: request.trusted.clone(),
             images_at_once: request.concurrency.max(2),
         }
     }
@@ -83,7 +87,9 @@ impl Fetcher {
 
     /// Finds out what an image consists of.
     pub(super) async fn resolve(&self, reference: &Reference) -> Result<Resolved> {
-        let resolved = self.documents(reference).await?;
+        let mut resolved = self.documents(reference).await?;
+        self.admit(&resolved).await?;
+        self.add_referrers(&mut resolved).await?;
         self.blobs.listener.on(&Event::ImageResolved {
             image: &reference.to_string(),
             digest: &resolved.blobs[0].descriptor.digest,
@@ -264,11 +270,11 @@ struct Search<'r> {
     config: Option<Config>,
 }
 
-fn leaf(descriptor: Descriptor) -> ImageBlob {
+pub(super) fn leaf(descriptor: Descriptor) -> ImageBlob {
     ImageBlob { descriptor, children: Vec::new() }
 }
 
-fn parse(digest: &Digest, bytes: &[u8], declared: &str) -> Result<(Document, String)> {
+pub(super) fn parse(digest: &Digest, bytes: &[u8], declared: &str) -> Result<(Document, String)> {
     Document::parse(bytes, declared).map_err(|source| unusable(digest, source))
 }
 

@@ -10,6 +10,7 @@ mod existing;
 mod fetch;
 mod policy;
 mod record;
+mod referrers;
 mod resolve;
 mod unpack;
 
@@ -37,6 +38,7 @@ use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::root::{Root, RootError};
+use crate::trust::PublicKey;
 use crate::{layer, registry, snapshot};
 
 /// Blobs under way at a time, unless asked otherwise.
@@ -150,9 +152,26 @@ pub enum Error {
     /// The image's documents are not all in the root.
     #[error(transparent)]
     Walk(#[from] content::WalkError),
+    /// Nobody who is trusted has signed the image.
+    #[error("{digest} is not admitted: {}", lack(*signatures, *keys))]
+    Unsigned {
+        /// What the name leads to.
+        digest: Digest,
+        /// Signatures that were found.
+        signatures: usize,
+        /// Keys that were named for it.
+        keys: usize,
+    },
     /// A thread of prebake's own was lost.
     #[error("an internal task failed")]
     Task,
+}
+
+fn lack(signatures: usize, keys: usize) -> String {
+    match signatures {
+        0 => "it has no signature".to_owned(),
+        n => format!("none of its {n} signatures is by one of the {keys} keys for it"),
+    }
 }
 
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -175,10 +194,23 @@ pub struct Request {
     pub registry: registry::Options,
     /// Whether containerd gets to know of them, or only the catalog.
     pub bootstrap: bool,
+    /// Whether what refers to the images comes along: of these types, or of any if none is named.
+    pub referrers: Option<Vec<String>>,
+    /// Who must have signed which images.
+    pub trusted: Vec<Trusted>,
     /// Whether layers are unpacked, of those that containerd gets to know of.
     pub unpack: Option<Unpacking>,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
+}
+
+/// A key that must have signed images, or one of several such.
+#[derive(Debug, Clone)]
+pub struct Trusted {
+    /// Which images, by their names; `*` stands for anything.
+    pub pattern: String,
+    /// The key.
+    pub key: PublicKey,
 }
 
 /// What a bake came to.

@@ -4,10 +4,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, Unpacking, run};
+use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, Trusted, Unpacking, run};
 use prebake::metadata::{K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
 use prebake::snapshot::OVERLAYFS;
+use prebake::trust::PublicKey;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,6 +24,7 @@ Examples:
   prebake bake --root ./chroot --unpack-under 150MiB --file images.txt
   prebake bake --root ./chroot --unpack --discard-layers docker.io/library/nginx:1.27
   prebake bake --root ./chroot --creds-file creds.txt --hosts-dir ./certs.d registry.example/team/app:2
+  prebake bake --root ./chroot --verify-key 'registry.example/*=cosign.pub' --referrers registry.example/team/app:2
 Credentials come from --creds, --creds-file, $REGISTRY_AUTH_FILE, Docker's config.json ($DOCKER_CONFIG, or ~/.docker),
 Podman's auth.json, and kubelet's credential provider plugins, in this order; `prebake registry explain` shows which.
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
@@ -81,6 +83,13 @@ pub(super) struct FetchArgs {
     /// Blobs under way at a time, 1 to 32
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CONCURRENCY, value_parser = clap::value_parser!(u8).range(1..=32))]
     concurrency: u8,
+    /// Take along what refers to the images: signatures, SBOMs, attestations; all, or those of a media or artifact type
+    #[arg(long, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    referrers: Vec<String>,
+    /// Only admit images that are signed with this key (cosign.pub); with a pattern, of images whose names fit it. One of
+    /// several keys for an image is enough
+    #[arg(long, value_name = "[PATTERN=]FILE", value_parser = trusted)]
+    verify_key: Vec<Trusted>,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -91,6 +100,14 @@ pub(super) struct FetchArgs {
 
 pub(super) fn namespace(text: &str) -> Result<String, prebake::metadata::Error> {
     check_namespace(text).map(|()| text.to_owned())
+}
+
+/// `[PATTERN=]FILE` of a public key.
+fn trusted(text: &str) -> Result<Trusted, String> {
+    let (pattern, path) = text.split_once('=').unwrap_or(("*", text));
+    let pem = std::fs::read_to_string(path).map_err(|error| format!("reading {path} failed: {error}"))?;
+    let key = PublicKey::parse(&pem).map_err(|error| format!("{path}: {error}"))?;
+    Ok(Trusted { pattern: pattern.to_owned(), key })
 }
 
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
@@ -144,6 +161,11 @@ fn execute(args: FetchArgs, bootstrap: bool, unpack: Option<Unpacking>) -> Resul
         pin: args.pin,
         concurrency: args.concurrency.into(),
         registry,
+        referrers: (!args.referrers.is_empty()).then(|| {
+            // Where all are wanted, those of some type are.
+            if args.referrers.iter().any(String::is_empty) { Vec::new() } else { args.referrers }
+        }),
+        trusted: args.verify_key,
         bootstrap,
         unpack,
     };

@@ -62,6 +62,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         pin: false,
         concurrency: DEFAULT_CONCURRENCY.into(),
         registry: Options::default(),
+        referrers: None,
+        trusted: Vec::new(),
         bootstrap: true,
         unpack: unpacks.then(Unpacking::default),
     };

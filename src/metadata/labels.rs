@@ -49,6 +49,12 @@ pub fn children(children: &[Descriptor]) -> Vec<(String, Digest)> {
         .collect()
 }
 
+/// The reference to what refers to a blob, as containerd ≥ 2.2 names it; every release keeps what such a key leads to.
+pub fn referrer(digest: &Digest) -> (String, Digest) {
+    let short = digest.hex().get(..12).unwrap_or_default();
+    (format!("{GC_REF_CONTENT}.referrer.{}.{short}", digest.algorithm().name()), digest.clone())
+}
+
 /// Whether a label refers to a layer.
 pub(crate) fn is_layer_ref(key: &str) -> bool {
     key.strip_prefix(GC_REF_CONTENT).is_some_and(|rest| rest.starts_with(".l."))

@@ -69,6 +69,11 @@ impl Digest {
         self.algorithm
     }
 
+    /// As the tag that stands in for what refers to it (distribution specification, "Referrers Tag Schema").
+    pub fn as_tag(&self) -> String {
+        self.as_str().replacen(':', "-", 1)
+    }
+
     /// Its hexadecimal part: the blob's file name.
     pub fn hex(&self) -> &str {
         &self.text[self.algorithm.name().len() + 1..]

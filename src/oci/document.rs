@@ -82,18 +82,33 @@ pub struct Descriptor {
     annotations: Option<BTreeMap<String, String>>,
     #[serde(skip_serializing, default)]
     urls: Option<Vec<String>>,
+    #[serde(rename = "artifactType", skip_serializing, default)]
+    artifact_type: Option<String>,
 }
 
 impl Descriptor {
     /// A descriptor without a platform.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, platform: None, annotations: None, urls: None }
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            platform: None,
+            annotations: None,
+            urls: None,
+            artifact_type: None,
+        }
     }
 
     /// Where else a layer is to be had that registries may not give away (`foreign`, `nondistributable`); none for others.
     pub fn urls(&self) -> &[String] {
         let foreign = self.media_type.contains(".foreign.") || self.media_type.contains(".nondistributable.");
         self.urls.as_deref().filter(|_| foreign).unwrap_or_default()
+    }
+
+    /// In a list of referrers: what it is.
+    pub fn artifact_type(&self) -> Option<&str> {
+        self.artifact_type.as_deref()
     }
 
     /// What the document says about it besides.
@@ -164,6 +179,7 @@ struct RawRootFs {
 
 /// A document by its kind.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there are never many at a time")]
 pub enum Document {
     /// Leads to manifests.
     Index(Index),

@@ -80,6 +80,27 @@ impl Reference {
     }
 }
 
+/// Whether a text fits a pattern in which `*` stands for anything.
+pub fn glob_matches(glob: &str, text: &str) -> bool {
+    // Where the last `*` was, and how much it takes so far: only that one is ever tried again.
+    let (glob, text) = (glob.as_bytes(), text.as_bytes());
+    let (mut g, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        if glob.get(g) == Some(&b'*') {
+            star = Some((g, t));
+            g += 1;
+        } else if glob.get(g) == Some(&text[t]) {
+            (g, t) = (g + 1, t + 1);
+        } else if let Some((at, taken)) = star {
+            star = Some((at, taken + 1));
+            (g, t) = (at + 1, taken + 1);
+        } else {
+            return false;
+        }
+    }
+    glob[g..].iter().all(|byte| *byte == b'*')
+}
+
 /// The image name: `registry/repository:tag`, or `registry/repository@digest` when there is a digest.
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

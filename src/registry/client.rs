@@ -16,7 +16,7 @@ use super::patience::Patience;
 use super::send::{Answer, Ask, Sender, lock, transport};
 use super::tls::Trust;
 use super::{Error, Notify, Options, Result};
-use crate::oci::{Descriptor, Digest, Reference, media_type};
+use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 
 /// A registry's own word for what it sends (distribution specification).
 const DIGEST_HEADER: &str = "docker-content-digest";
@@ -133,6 +133,32 @@ impl Client {
         };
         let said = answer.response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok());
         Ok(said.and_then(|text| text.parse().ok()))
+    }
+
+    /// What refers to a digest, by the API or by the tag that stands in for it; what neither knows has none.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn referrers(&self, reference: &Reference, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let what = format!("referrers of {}@{subject}", reference.repository());
+        let tag = subject.as_tag();
+        let lists = [
+            Ask::new("referrers", subject.as_str(), media_type::OCI_INDEX, &what),
+            Ask::new("manifests", &tag, media_type::OCI_INDEX, &what),
+        ];
+        for ask in lists {
+            match self.collect(reference, &ask, MAX_DOCUMENT, None).await {
+                Ok(raw) => {
+                    // Whoever does not know the API may answer with anything.
+                    if let Ok((Document::Index(index), _)) = Document::parse(&raw.bytes, &raw.media_type) {
+                        return Ok(index.manifests);
+                    }
+                }
+                Err(Error::NotFound { .. } | Error::NoHost { .. } | Error::Status { status: 400..500, .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Starts to get a blob, whose first `from` bytes are here, with the entity tag they had. Broken transfers go on where

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::peers::{Containerd, Nginx, Registry, run};
 use crate::support::content::{build, demo};
 
-use crate::support::prebake::{Run, containerd_root, prebake, start};
+use crate::support::prebake::{Run, command, containerd_root, prebake, start};
 use crate::support::registry::respond;
 
 /// `user:secret`, as `htpasswd -B` writes it.
@@ -97,7 +97,7 @@ fn passwords_and_tls_of_our_own_as_containerd_does_it() {
     let ca = format!("ca = \"{}\"\n", pki.path("ca.crt"));
 
     let mut containerd = Containerd::start("2.1.9", &containerd_root(&dir.join("peer")), &dir.join("work"));
-    let mut agree = |toml: &str, flags: &str, code: i32, word: &str| {
+    let agree = |toml: &str, flags: &str, code: i32, word: &str| {
         hosts(&certs, toml);
         let run = bake(dir, "root", &format!("{flags} {HELLO}")).expect(code);
         assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
@@ -120,6 +120,16 @@ fn passwords_and_tls_of_our_own_as_containerd_does_it() {
     agree(&format!("{server}{client}"), &format!("{creds} --ca-file {}", pki.path("ca.crt")), 0, "");
     containerd.stop();
     drop(containerd);
+    // A machine without certificates, as a chroot: the bundled ones do not know our authority, and its own file helps.
+    hosts(&certs, &format!("{server}{client}"));
+    for (more, code) in [(vec![], 1), (vec!["--ca-file".to_owned(), pki.path("ca.crt")], 0)] {
+        let mut bare = command();
+        bare.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+        bare.args(["bake", "--platform", "linux/amd64", "--root"]).arg(dir.join("bare")).arg("--hosts-dir").arg(&certs);
+        let run: Run = bare.args(creds.split(' ')).args(&more).arg(HELLO).output().unwrap().into();
+        assert!(code == 0 || run.stderr.contains("UnknownIssuer"), "{}", run.stderr);
+        run.expect(code);
+    }
 
     // Loopback by its name: TLS without being told, as containerd does, and the certificate is not looked at.
     let open = plain.beside(&dir.join("open"), &pki.tls(false), &auth);

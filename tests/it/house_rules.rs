@@ -17,6 +17,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("layer", &["oci"]),
         ("content", &["oci", "root"]),
         ("registry", &["oci"]),
+        ("trust", &["oci"]),
         ("metadata", &["bolt", "oci", "root"]),
         ("catalog", &["content", "oci"]),
         ("snapshot", &["layer", "metadata", "oci", "root"]),
@@ -36,6 +37,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "registry",
                 "root",
                 "snapshot",
+                "trust",
             ],
         ),
         ("care", &["bolt", "content", "kind", "metadata", "oci", "parallel", "root", "snapshot"]),
@@ -65,7 +67,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Where each third party may be named.
-const FENCES: [(&str, &[&str]); 19] = [
+const FENCES: [(&str, &[&str]); 20] = [
     ("oci_client", &["registry"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry", "lib"]),
@@ -83,12 +85,13 @@ const FENCES: [(&str, &[&str]); 19] = [
     ("webpki_roots", &["registry"]),
     ("http_auth", &["registry"]),
     ("httpdate", &["registry"]),
+    ("ring", &["trust"]),
     ("sha2", &["oci"]),
     ("chrono", &["metadata", "content", "bootstrap", "care", "snapshot"]),
 ];
 
 /// Direct dependencies; a new one is a decision.
-const DEPENDENCIES: [&str; 30] = [
+const DEPENDENCIES: [&str; 31] = [
     "base64",
     "bytes",
     "chrono",
@@ -105,6 +108,7 @@ const DEPENDENCIES: [&str; 30] = [
     "oci-client",
     "redb",
     "reqwest",
+    "ring",
     "rustix",
     "rustls",
     "rustls-native-certs",

@@ -22,6 +22,8 @@ mod lock;
 mod manners;
 mod oddities;
 mod parsers;
+mod proxy;
+mod referrers;
 mod soak;
 mod transfer;
 mod traps;

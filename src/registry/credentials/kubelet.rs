@@ -11,6 +11,7 @@ use serde_json::json;
 use super::super::duration;
 use super::helper::Run;
 use super::{Credential, CredentialsError, Found, HELPER_TIMEOUT, Result, Said};
+use crate::oci::glob_matches;
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 
@@ -186,17 +187,6 @@ impl Pattern {
             && self.host.len() == image.host.len()
             && self.host.iter().zip(&image.host).all(|(glob, part)| glob_matches(glob, part))
             && image.path.starts_with(&self.path)
-    }
-}
-
-/// `*` stands for anything.
-fn glob_matches(glob: &str, text: &str) -> bool {
-    match glob.split_once('*') {
-        None => glob == text,
-        Some((before, rest)) => {
-            let Some(left) = text.strip_prefix(before) else { return false };
-            (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| glob_matches(rest, &left[at..]))
-        }
     }
 }
 

@@ -1,0 +1,124 @@
+//! What refers to an image: signatures, SBOMs, attestations. Taken along, or asked for before the image is admitted.
+
+use std::collections::HashSet;
+
+use super::blobs::{Result, Small};
+use super::fetch::{Fetcher, Resolved, leaf, parse};
+use super::resolve::children;
+use super::{Error, Trusted};
+use crate::catalog::ImageBlob;
+use crate::metadata::labels;
+use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, glob_matches, media_type};
+use crate::registry;
+use crate::trust::{PAYLOAD, SIGNATURE};
+
+/// Referrers of one image, with those that refer to them.
+const MAX_REFERRERS: usize = 256;
+/// Signatures of one image that are looked at.
+const MAX_SIGNATURES: usize = 64;
+/// What cosign adds to the tag that it makes of a digest.
+const COSIGN_TAGS: [&str; 3] = [".sig", ".att", ".sbom"];
+
+impl Fetcher {
+    /// Adds what refers to an image to its blobs, of the types that were asked for, with labels that keep it.
+    pub(super) async fn add_referrers(&self, image: &mut Resolved) -> Result<()> {
+        let Some(wanted) = &self.referrers else { return Ok(()) };
+        let is_document = |kind: &str| media_type::is_index(kind) || media_type::is_manifest(kind);
+        let mut subjects: Vec<Digest> = image
+            .blobs
+            .iter()
+            .filter(|blob| is_document(&blob.descriptor.media_type))
+            .map(|b| b.descriptor.digest.clone())
+            .collect();
+        let mut seen: HashSet<Digest> = image.blobs.iter().map(|blob| blob.descriptor.digest.clone()).collect();
+        let mut count = 0;
+        while let Some(subject) = subjects.pop() {
+            for descriptor in self.referrers_of(&image.reference, &subject).await? {
+                let is_wanted = |kind: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == kind);
+                let is_other = descriptor.artifact_type().is_some_and(|kind| !is_wanted(kind));
+                if is_other || !seen.insert(descriptor.digest.clone()) {
+                    continue;
+                }
+                count += 1;
+                if count > MAX_REFERRERS {
+                    return Err(Error::TooManyDocuments);
+                }
+                let raw = self.blobs.small(&image.reference, &descriptor, Small::Document).await?;
+                let (document, kind) = parse(&descriptor.digest, &raw.bytes, &descriptor.media_type)?;
+                drop(raw);
+                let Document::Manifest(manifest) = &document else { continue };
+                let parts = || std::iter::once(&manifest.config).chain(&manifest.layers);
+                // What cosign's tags lead to says its type by what it is made of.
+                if descriptor.artifact_type().is_none() && !parts().any(|part| is_wanted(&part.media_type)) {
+                    continue;
+                }
+                let of = image.blobs.iter_mut().find(|blob| blob.descriptor.digest == subject);
+                if let Some(of) = of {
+                    of.children.push(labels::referrer(&descriptor.digest));
+                }
+                let children = labels::children(&children(&document));
+                let own = Descriptor::new(kind, descriptor.digest.clone(), descriptor.size);
+                image.blobs.push(ImageBlob { children, descriptor: own });
+                let new = parts().filter(|part| seen.insert(part.digest.clone())).cloned().map(leaf);
+                image.blobs.extend(new);
+                subjects.push(descriptor.digest.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// By the registry's word, and by cosign's tags.
+    async fn referrers_of(&self, reference: &Reference, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let mut all = self.blobs.client.referrers(reference, subject).await?;
+        for suffix in COSIGN_TAGS {
+            all.extend(self.tagged(reference, subject, suffix).await?);
+        }
+        Ok(all)
+    }
+
+    /// The manifest under the tag that cosign makes of a digest.
+    async fn tagged(&self, reference: &Reference, subject: &Digest, suffix: &str) -> Result<Option<Descriptor>> {
+        let tag = format!("{}{suffix}", subject.as_tag());
+        match self.blobs.client.document(reference, &tag, MAX_DOCUMENT, None).await {
+            Ok(raw) => {
+                let digest = Digest::of(&raw.bytes);
+                let descriptor = Descriptor::new(raw.media_type.clone(), digest, raw.bytes.len() as u64);
+                self.blobs.keep(&descriptor, raw.bytes.clone()).await?;
+                Ok(Some(descriptor))
+            }
+            Err(registry::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether an image may be used: where keys are named for it, one of them has signed what its name leads to.
+    pub(super) async fn admit(&self, image: &Resolved) -> Result<()> {
+        let name = image.reference.to_string();
+        let keys: Vec<&Trusted> = self.trusted.iter().filter(|trusted| glob_matches(&trusted.pattern, &name)).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let target = &image.blobs[0].descriptor.digest;
+        let mut signatures = 0;
+        let named = self.tagged(&image.reference, target, COSIGN_TAGS[0]).await?;
+        let referring = self.blobs.client.referrers(&image.reference, target).await?;
+        for descriptor in named.into_iter().chain(referring).take(MAX_SIGNATURES) {
+            let raw = self.blobs.small(&image.reference, &descriptor, Small::Document).await?;
+            let (Document::Manifest(manifest), _) = parse(&descriptor.digest, &raw.bytes, &descriptor.media_type)?
+            else {
+                continue;
+            };
+            drop(raw);
+            for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD).take(MAX_SIGNATURES) {
+                let signature = layer.annotations().find(|(name, _)| *name == SIGNATURE);
+                let Some((_, signature)) = signature else { continue };
+                let payload = self.blobs.small(&image.reference, layer, Small::Blob).await?;
+                signatures += 1;
+                if keys.iter().any(|trusted| trusted.key.admits(target, &payload.bytes, signature)) {
+                    return Ok(());
+                }
+            }
+        }
+        Err(Error::Unsigned { digest: target.clone(), signatures, keys: keys.len() })
+    }
+}
