@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::prebake::fixture::{Server, full};
+use ::prebake::oci::{Digest, media_type};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::json;
 
-use crate::peers::{Containerd, Nginx, Registry, run};
+use crate::peers::{Containerd, Nginx, RELEASES, Registry, run};
 use crate::support::content::{build, demo};
 
 use crate::support::prebake::{Run, command, containerd_root, prebake, start};
@@ -312,4 +313,40 @@ fn behind_an_nginx_that_limits_and_redirects() {
     let run = bake(dir, "root", &format!("--creds user:secret {}/demo/hello:1.0", front.name()));
     assert_eq!(run.code, 0, "{}\n{}", run.stderr, fs::read_to_string(dir.join("front/log")).unwrap_or_default());
     assert_eq!(fs::read_to_string(dir.join("cdn/access")).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn containerd_keeps_what_refers_to_an_image() {
+    let mut content = demo();
+    let subject = content.tags[&("demo/hello".to_owned(), "1.0".to_owned())].clone();
+    let config = content.add(media_type::OCI_CONFIG, "{}");
+    let sbom = content.add("application/spdx+json", "{\"sbom\": true}");
+    let size = content.blobs[&subject].1.len();
+    let artifact = content.add_json(
+        media_type::OCI_MANIFEST,
+        &json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": [sbom],
+            "subject": {"mediaType": media_type::OCI_INDEX, "digest": subject, "size": size}}),
+    );
+    let list = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [artifact]});
+    let list = content.add_json(media_type::OCI_INDEX, &list);
+    content.tags.insert(("demo/hello".to_owned(), subject.as_tag()), list.digest);
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let registry = Registry::start(&dir.join("registry"));
+    registry.push(&content);
+    for release in RELEASES {
+        let root = dir.join(release);
+        let name = format!("{}/demo/hello:1.0", registry.name());
+        prebake(&root, &format!("bake --platform linux/amd64 --referrers {name}")).expect(0);
+        let containerd = Containerd::start(release, &containerd_root(&root), &dir.join(format!("work-{release}")));
+        containerd.collect_garbage();
+        let has = |digest: &Digest| containerd.ctr("content ls -q").contains(digest.as_str());
+        for digest in [&artifact.digest, &sbom.digest] {
+            assert!(has(digest), "{release}");
+        }
+        let names = containerd.ctr("images ls -q");
+        let names: Vec<&str> = names.lines().collect();
+        containerd.ctr(&format!("images rm --sync {}", names.join(" ")));
+        assert!(!has(&sbom.digest), "{release}: nothing else keeps it");
+    }
 }

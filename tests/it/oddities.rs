@@ -152,3 +152,27 @@ fn foreign_layers_come_from_where_the_manifest_says() {
     prebake(root.path(), &format!("{BAKE} {}", registry.reference("app:other"))).expect(3);
     assert!(elsewhere.asked().is_empty());
 }
+
+#[test]
+fn connections_are_used_again() {
+    let registry = TestRegistry::start(demo());
+    let target = registry.name();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = listener.local_addr().unwrap().to_string();
+    let count = Arc::new(AtomicUsize::new(0));
+    let connections = count.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            connections.fetch_add(1, Ordering::SeqCst);
+            let (mut client, mut server) = (client.unwrap(), std::net::TcpStream::connect(&target).unwrap());
+            let (mut back, mut from) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut client, &mut server));
+            std::thread::spawn(move || std::io::copy(&mut from, &mut back));
+        }
+    });
+    let root = tempfile::tempdir().unwrap();
+    let all: Vec<String> = ["hello", "zstd", "plain", "docker"].map(|image| format!("{name}/demo/{image}:1.0")).into();
+    prebake(root.path(), &format!("{BAKE} --plain-http --per-host 2 {}", all.join(" "))).expect(0);
+    assert!(registry.asked().len() > 15);
+    assert!(count.load(Ordering::SeqCst) <= 2, "{count:?}");
+}

@@ -102,3 +102,25 @@ impl Run<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn programs_end_in_time() {
+        let run = |args: &'static [&'static str], limit: Duration| async move {
+            let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+            Run { program: "sh".into(), args: &args, env: &[], limit }.output(b"in").await
+        };
+        let long = Duration::from_secs(20);
+        let started = std::time::Instant::now();
+        let late = run(&["-c", "sleep 60"], Duration::from_millis(200)).await;
+        assert_eq!(late.err().as_deref(), Some("it took longer than 0 s"));
+        assert!(started.elapsed() < long);
+        let (ok, said, complaint) = run(&["-c", "cat; echo no >&2; exit 3"], long).await.expect("it runs");
+        assert_eq!((ok, &*said, &*complaint), (false, &b"in"[..], "no"));
+        let (ok, said, _) = run(&["-c", "echo out"], long).await.expect("one that does not listen");
+        assert_eq!((ok, &*said), (true, &b"out\n"[..]));
+    }
+}
