@@ -20,6 +20,8 @@ use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_ty
 
 /// A registry's own word for what it sends (distribution specification).
 const DIGEST_HEADER: &str = "docker-content-digest";
+/// Pages of a list that are asked for.
+const MAX_PAGES: usize = 100;
 /// What all documents under way may take together, in KiB: two of the largest.
 const ROOM: u32 = 16 << 10;
 
@@ -44,6 +46,8 @@ pub struct RawDocument {
     pub bytes: Bytes,
     /// The registry's `Content-Type`, without parameters; empty when it gave none.
     pub media_type: String,
+    /// The query of the next page, where there is one.
+    next: Option<Vec<(String, String)>>,
     _room: Room,
 }
 
@@ -146,16 +150,23 @@ impl Client {
             Ask::new("referrers", subject.as_str(), media_type::OCI_INDEX, &what),
             Ask::new("manifests", &tag, media_type::OCI_INDEX, &what),
         ];
-        for ask in lists {
-            match self.collect(reference, &ask, MAX_DOCUMENT, None).await {
-                Ok(raw) => {
-                    // Whoever does not know the API may answer with anything.
-                    if let Ok((Document::Index(index), _)) = Document::parse(&raw.bytes, &raw.media_type) {
-                        return Ok(index.manifests);
+        for mut ask in lists {
+            let mut all = Vec::new();
+            for page in 1.. {
+                let raw = match self.collect(reference, &ask, MAX_DOCUMENT, None).await {
+                    Ok(raw) => raw,
+                    Err(Error::NotFound { .. } | Error::NoHost { .. } | Error::Status { status: 400..500, .. }) => {
+                        break;
                     }
+                    Err(error) => return Err(error),
+                };
+                // Whoever does not know the API may answer with anything.
+                let Ok((Document::Index(index), _)) = Document::parse(&raw.bytes, &raw.media_type) else { break };
+                all.extend(index.manifests);
+                match raw.next {
+                    Some(query) if page < MAX_PAGES => ask.query = query,
+                    _ => return Ok(all),
                 }
-                Err(Error::NotFound { .. } | Error::NoHost { .. } | Error::Status { status: 400..500, .. }) => {}
-                Err(error) => return Err(error),
             }
         }
         Ok(Vec::new())
@@ -303,6 +314,7 @@ impl Client {
         let declared = header(CONTENT_TYPE.as_str()).unwrap_or_default();
         let media_type = declared.split(';').next().unwrap_or_default().trim().to_owned();
         let claimed = header(DIGEST_HEADER).map(str::to_owned);
+        let next = header("link").and_then(|link| next_page(answer.response.url(), link));
         let promised = answer.response.content_length().unwrap_or(0);
         let mut all = Vec::new();
         while let Some(chunk) = answer.response.chunk().await.map_err(|source| transport(&host, ask.what, source))? {
@@ -322,15 +334,23 @@ impl Client {
                 return Err(Error::WrongClaim { host, what: ask.what.to_owned(), claimed, got: got.to_string() });
             }
         }
-        Ok(RawDocument { bytes: all.into(), media_type, _room: room })
+        Ok(RawDocument { bytes: all.into(), media_type, next, _room: room })
     }
 }
 
 impl RawDocument {
     /// A document that was got elsewhere.
     pub fn new(bytes: Bytes, room: Room) -> Self {
-        Self { bytes, media_type: String::new(), _room: room }
+        Self { bytes, media_type: String::new(), next: None, _room: room }
     }
+}
+
+/// The query of a `Link` header with `rel="next"` (distribution specification, "Listing Referrers").
+fn next_page(at: &Url, link: &str) -> Option<Vec<(String, String)>> {
+    let (target, relation) = link.strip_prefix('<')?.split_once('>')?;
+    let next = at.join(target).ok().filter(|_| relation.contains("next"))?;
+    // Where it is of another kind, there is none.
+    (next.path() == at.path()).then(|| next.query_pairs().into_owned().collect())
 }
 
 fn kib(bytes: u64) -> u32 {

@@ -137,6 +137,10 @@ impl Gate {
             state.refusals += 1;
         }
         let wait = retry_after.unwrap_or_else(|| super::patience::backoff(state.refusals));
+        if wait > super::LONGEST_PATIENCE {
+            // Nobody waits for that: whoever asks is refused, and fails.
+            return None;
+        }
         let until = now + wait;
         // What the host says counts; a guess does not lengthen what is known.
         if known && (retry_after.is_none() || state.closed_until >= Some(until)) {

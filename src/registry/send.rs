@@ -54,7 +54,7 @@ pub(super) struct Ask<'a> {
     /// `manifests`, `blobs` or `referrers`.
     pub(super) kind: &'static str,
     pub(super) target: &'a str,
-    pub(super) query: Option<(&'static str, &'a str)>,
+    pub(super) query: Vec<(String, String)>,
     pub(super) accept: &'a str,
     /// Bytes to ask for, and the entity tag they must be of.
     pub(super) range: Option<(String, Option<String>)>,
@@ -148,7 +148,7 @@ impl Sender {
         if host.is_mirror_of(registry) {
             url.query_pairs_mut().append_pair("ns", registry);
         }
-        url.query_pairs_mut().extend_pairs(ask.query);
+        url.query_pairs_mut().extend_pairs(&ask.query);
         if url.query() == Some("") {
             url.set_query(None);
         }
@@ -163,6 +163,7 @@ impl Sender {
                 drop(turn);
                 if let Some(better) = auth.answer(self, place, &signature, response.headers()).await? {
                     signature = better;
+                    let _ = body(response).await;
                     continue;
                 }
                 return Err(self.refusal(auth, place, response).await);
@@ -222,6 +223,8 @@ impl Sender {
             if response.url().scheme() == "https" && next.scheme() == "http" && !ask.target.contains(':') {
                 return Err(error("away from TLS"));
             }
+            // Read to its end, the connection can be used again.
+            let _ = body(response).await;
             at = next;
         }
         Err(Error::Redirect { host: host.authority().to_owned(), what: ask.what.to_owned(), why: "in circles" })
@@ -335,7 +338,7 @@ impl Sender {
 impl<'a> Ask<'a> {
     /// A GET.
     pub(super) fn new(kind: &'static str, target: &'a str, accept: &'a str, what: &'a str) -> Self {
-        Self { method: Method::GET, kind, target, query: None, accept, range: None, what }
+        Self { method: Method::GET, kind, target, query: Vec::new(), accept, range: None, what }
     }
 
     fn headers(&self, request: RequestBuilder) -> RequestBuilder {

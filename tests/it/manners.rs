@@ -117,6 +117,10 @@ fn a_host_that_wants_too_much_patience_fails() {
         "{last}"
     );
     assert_eq!(times.lock().unwrap().len(), 1);
+    // Nor does anybody else wait for it.
+    let other = registry.reference("app:2");
+    let root = tempfile::tempdir().unwrap();
+    bake(root.path(), &registry, &other).expect(1);
 }
 
 #[test]

@@ -181,6 +181,12 @@ fn referrers_come_along_and_are_kept() {
             let empty = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": []}).to_string();
             let body = match path {
                 _ if !api => return Some(text(404, "")),
+                // On a second page.
+                path if path.ends_with(&target_path) && request.uri().query() != Some("last=1") => {
+                    let headers =
+                        [("content-type", media_type::OCI_INDEX), ("link", &*format!("<{path}?last=1>; rel=\"next\""))];
+                    return Some(respond(200, &headers, prebake::fixture::full(empty)));
+                }
                 path if path.ends_with(&target_path) => of_target.clone(),
                 path if path.ends_with(&sbom_path) => of_sbom.clone(),
                 _ => empty,
