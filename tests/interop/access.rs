@@ -121,13 +121,19 @@ fn passwords_and_tls_of_our_own_as_containerd_does_it() {
     agree(&format!("{server}{client}"), &format!("{creds} --ca-file {}", pki.path("ca.crt")), 0, "");
     containerd.stop();
     drop(containerd);
-    // A machine without certificates, as a chroot: the bundled ones do not know our authority, and its own file helps.
+    // A machine without certificates, as a chroot: the bundled ones do not know our authority, and its own file helps; so
+    // does a machine that knows it.
     hosts(&certs, &format!("{server}{client}"));
-    for (more, code) in [(vec![], 1), (vec!["--ca-file".to_owned(), pki.path("ca.crt")], 0)] {
+    let own = ["--ca-file".to_owned(), pki.path("ca.crt")];
+    for (file, more, code) in [("/nonexistent", &[][..], 1), ("/nonexistent", &own, 0), (&*pki.path("ca.crt"), &[], 0)]
+    {
         let mut bare = command();
-        bare.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
-        bare.args(["bake", "--platform", "linux/amd64", "--root"]).arg(dir.join("bare")).arg("--hosts-dir").arg(&certs);
-        let run: Run = bare.args(creds.split(' ')).args(&more).arg(HELLO).output().unwrap().into();
+        bare.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "/nonexistent");
+        bare.args(["bake", "--platform", "linux/amd64", "--root"])
+            .arg(dir.join(format!("bare{code}{}", more.len())))
+            .arg("--hosts-dir")
+            .arg(&certs);
+        let run: Run = bare.args(creds.split(' ')).args(more).arg(HELLO).output().unwrap().into();
         assert!(code == 0 || run.stderr.contains("UnknownIssuer"), "{}", run.stderr);
         run.expect(code);
     }

@@ -16,23 +16,28 @@ const SMALL: &str = "[layer.l]\nfiles = [{ path = \"f\", random = 1000 }]\n[[ima
 
 #[test]
 fn what_is_known_costs_one_request_by_tag_and_none_by_digest() {
-    let registry = TestRegistry::start(demo());
+    let images = |n| {
+        format!(
+            "[[image]]\nname = \"app{n}:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\ncommand = [\"/{n}\"]\n"
+        )
+    };
+    let layer = "[layer.l]\nfiles = [{ path = \"f\", random = 1000 }]\n";
+    let registry = TestRegistry::start(build(&format!("{layer}{}", (0..100).map(images).collect::<String>())));
     let root = tempfile::tempdir().unwrap();
-    let tags: Vec<String> =
-        ["hello", "zstd", "plain"].map(|name| registry.reference(&format!("demo/{name}:1.0"))).into();
+    let tags: Vec<String> = (0..100).map(|n| registry.reference(&format!("app{n}:1"))).collect();
     prebake(root.path(), &format!("{BAKE} {}", tags.join(" "))).expect(0);
     registry.asked();
     prebake(root.path(), &format!("{BAKE} {}", tags.join(" "))).expect(0);
     let asked = registry.asked();
-    assert_eq!(asked.len(), 3, "{asked:?}");
-    assert!(asked.iter().all(|request| request.starts_with("HEAD /v2/demo/")), "{asked:?}");
+    assert_eq!(asked.len(), 100, "{asked:?}");
+    assert!(asked.iter().all(|request| request.starts_with("HEAD /v2/app")), "{asked:?}");
     let names = prebake(root.path(), "images --json").expect(0).stdout;
     let digest = names.lines().filter_map(|line| {
         let image: serde_json::Value = serde_json::from_str(line).ok()?;
         image["name"].as_str().filter(|name| name.contains('@')).map(str::to_owned)
     });
     let digests: Vec<String> = digest.collect();
-    assert_eq!(digests.len(), 3);
+    assert_eq!(digests.len(), 100);
     prebake(root.path(), &format!("{BAKE} {}", digests.join(" "))).expect(0);
     assert!(registry.asked().is_empty());
 }
