@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use blob::Blob;
 pub use client::{Client, RawDocument, Room};
-pub use credentials::{Credential, CredentialsError, Found, Keychain, Look, Plugins, Secret};
+pub use credentials::{CredentialsError, Keychain, Look, Plugins};
 pub use hosts::{Capabilities, Host, HostsDirs, HostsError};
 use reqwest::header::HeaderMap;
 

@@ -26,7 +26,7 @@ const HELPER_CACHE: Duration = Duration::from_mins(10);
 
 /// A text that is never shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Secret(String);
+pub(super) struct Secret(String);
 
 impl Secret {
     pub(super) fn reveal(&self) -> &str {
@@ -48,7 +48,7 @@ impl fmt::Debug for Secret {
 
 /// What one is known to a registry by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Credential {
+pub(super) enum Credential {
     /// For Basic authentication, or for a token server.
     Password {
         /// The user's name.
@@ -78,7 +78,7 @@ impl Credential {
     }
 
     /// Without the secret.
-    pub fn who(&self) -> String {
+    pub(super) fn who(&self) -> String {
         match self {
             Self::Password { user, .. } => format!("as {user:?}"),
             Self::Identity(_) => "by an identity token".to_owned(),
@@ -89,11 +89,11 @@ impl Credential {
 
 /// A credential, and where it comes from.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub(super) struct Found {
     /// The credential.
-    pub credential: Credential,
+    pub(super) credential: Credential,
     /// Its source, in words.
-    pub from: String,
+    pub(super) from: String,
 }
 
 /// Why credentials could not be had.
