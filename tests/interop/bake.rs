@@ -142,19 +142,11 @@ fn three_releases_start_on_a_baked_root() {
         everything_is_there(&containerd, &images, &all);
         for name in ["hello", "docker", "zstd", "plain"] {
             // containerd 1.6 cannot read a layer of Docker's zstd type; all of these are OCI's or gzip.
-            let output = containerd.ctr(&format!(
-                "run --rm {} {}/demo/{name}:1.0 {name}",
-                containerd.runc_root(),
-                registry.name()
-            ));
+            let output = containerd.run(&format!("{}/demo/{name}:1.0", registry.name()), name, &[]);
             assert_eq!(output.trim(), LINE, "{release} {name}");
         }
-        let output = run(containerd
-            .ctr_command()
-            .args(["run", "--rm"])
-            .args(containerd.runc_root().split(' '))
-            .args([&format!("{}/real/debian:12", registry.name()), "real"])
-            .args(["cat", "/etc/debian_version"]));
+        let output =
+            containerd.run(&format!("{}/real/debian:12", registry.name()), "real", &["cat", "/etc/debian_version"]);
         assert!(output.starts_with("12."), "{release}: {output}");
         let busy = prebake(&root, &format!("bake {}", references[0])).expect(5);
         assert!(busy.stderr.contains("is locked by containerd (pid "), "{}", busy.stderr);

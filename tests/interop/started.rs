@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::bake::push_debian;
 use crate::cri;
 use crate::hostile::{snapshots, snapshots_dir};
-use crate::peers::{Containerd, RELEASES, Registry, run};
+use crate::peers::{Containerd, RELEASES, Registry};
 use crate::support::content::demo;
 use crate::support::prebake::{blobs_dir, command, containerd_root, meta_db, prebake};
 
@@ -43,7 +43,7 @@ fn starts(release: &'static str, flags: &str, registry: &Registry, references: &
     }
     for name in ["hello", "docker", "zstd", "plain"] {
         let image = format!("{}/demo/{name}:1.0", registry.name());
-        let output = containerd.ctr(&format!("run --rm {} {image} {name}", containerd.runc_root()));
+        let output = containerd.run(&image, name, &[]);
         assert_eq!(output.trim(), LINE, "{release} {name}");
     }
     let pod = cri::run_pod(&containerd.socket(), "unpacked");
@@ -73,12 +73,7 @@ fn starts(release: &'static str, flags: &str, registry: &Registry, references: &
     prebake(&root, &format!("bake --unpack {flags} {debian}")).expect(0);
     containerd.launch();
     assert_eq!(committed(&containerd).len(), 3);
-    let version = run(containerd.ctr_command().args(["run", "--rm"]).args(containerd.runc_root().split(' ')).args([
-        debian,
-        "again",
-        "cat",
-        "/etc/debian_version",
-    ]));
+    let version = containerd.run(debian, "again", &["cat", "/etc/debian_version"]);
     assert!(version.starts_with("12."), "{release}: {version}");
 }
 
