@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::event::notices;
 use super::resolve::ref_kind;
@@ -21,6 +23,8 @@ use crate::registry::{self, Client, RawDocument, Room};
 /// How often a blob or document is asked for when what comes is not what its digest names. Broken connections and servers
 /// are the registry client's own business.
 pub(super) const TRIES: usize = 4;
+/// A connection whose bytes nobody takes for so long is given up, to be opened again.
+const PAUSE: Duration = Duration::from_secs(2);
 /// Chunks between the network and the disk, of all blobs together. A chunk is what one read of a connection gives, at most
 /// 400 KiB or so: this, and one more a blob on either side, is nearly all of prebake's memory.
 const CHUNKS: usize = 24;
@@ -282,7 +286,10 @@ impl Blobs {
                 Started::New(mut ingest) => {
                     let _ = ready.send(Begin { from: ingest.written(), tag: ingest.entity_tag(), tell: Some(tell) });
                     let (growing, writer) = Growing::new(ingest.file()?, ingest.written());
-                    slot.coming.send_replace(Coming::Growing(growing));
+                    // What an earlier run left is looked at by nobody before its digest is.
+                    if ingest.written() == 0 {
+                        slot.coming.send_replace(Coming::Growing(growing));
+                    }
                     while let Some(chunk) = received.blocking_recv() {
                         ingest.write(&chunk)?;
                         writer.grew(chunk.len() as u64);
@@ -334,9 +341,15 @@ impl Blobs {
             if let (Some(tag), Some(tell)) = (body.entity_tag(), tell.take()) {
                 let _ = tell.send(tag.to_owned());
             }
-            if chunks.send(chunk).await.is_err() {
-                break;
-            }
+            let room = if let Ok(room) = timeout(PAUSE, chunks.reserve()).await {
+                room
+            } else {
+                // Who takes the bytes may wait for another layer, which waits for its turn at the host.
+                body.pause();
+                chunks.reserve().await
+            };
+            let Ok(room) = room else { break };
+            room.send(chunk);
             progress.add(bytes);
         }
         Ok(())

@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use super::blobs::Coming;
 use super::each::{Images, each};
 use super::record::{Baked, Snapshots, record};
+use super::referrers::referring;
 use super::unpack::{Source, Stack, Unpacker};
 use super::{Error, Failure, Listener, Outcome, Report, Result, Totals, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
 use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
-use crate::oci::{Config, Digest, Document, MAX_DOCUMENT, Manifest, Platform, media_type};
+use crate::oci::{Config, Descriptor, Digest, Document, MAX_DOCUMENT, Manifest, Platform, media_type};
 use crate::root::Root;
 
 /// Images that are unpacked at a time; how many layers are is another matter.
@@ -158,7 +159,9 @@ fn stack(store: &Store, image: &ImageRecord) -> Result<Option<Stack>> {
         |source| Error::Document { what, source }
     };
     let documents = image.blobs.iter().map(|blob| &blob.descriptor);
-    let Some(manifest) = documents.rev().find(|blob| media_type::is_manifest(&blob.media_type)) else {
+    let referring = referring(&image.blobs);
+    let is_own = |blob: &&Descriptor| media_type::is_manifest(&blob.media_type) && !referring.contains(&blob.digest);
+    let Some(manifest) = documents.rev().find(is_own) else {
         return Ok(None);
     };
     let document =

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::blobs::{Blobs, Coming, Result, Small, blocking};
 use super::policy::Policy;
+use super::referrers::referring;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
 use super::{Baked, Error, Event, Request, Totals, Trusted};
@@ -43,8 +44,18 @@ impl Resolved {
 
     /// Leaves out the layers, and what keeps them from containerd's garbage collection (`images.ChildGCLabelsFilterLayers`).
     pub(super) fn discard_layers(&mut self) {
-        self.blobs.retain(|blob| !media_type::is_layer(&blob.descriptor.media_type));
-        for blob in &mut self.blobs {
+        let referring = referring(&self.blobs);
+        let is_referrer = |blob: &ImageBlob| referring.contains(&blob.descriptor.digest);
+        let of_referrers: HashSet<Digest> = self
+            .blobs
+            .iter()
+            .filter(|blob| is_referrer(blob))
+            .flat_map(|blob| blob.children.iter().map(|(_, child)| child.clone()))
+            .collect();
+        self.blobs.retain(|blob| {
+            !media_type::is_layer(&blob.descriptor.media_type) || of_referrers.contains(&blob.descriptor.digest)
+        });
+        for blob in self.blobs.iter_mut().filter(|blob| !is_referrer(blob)) {
             blob.children.retain(|(key, _)| !labels::is_layer_ref(key));
         }
     }

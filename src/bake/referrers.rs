@@ -8,7 +8,7 @@ use super::resolve::children;
 use super::{Error, Trusted};
 use crate::catalog::ImageBlob;
 use crate::metadata::labels;
-use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, glob_matches, media_type};
+use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, MAX_TAG, Reference, glob_matches, media_type};
 use crate::registry;
 use crate::trust::{PAYLOAD, SIGNATURE};
 
@@ -16,6 +16,8 @@ use crate::trust::{PAYLOAD, SIGNATURE};
 const MAX_REFERRERS: usize = 256;
 /// Signatures of one image that are looked at.
 const MAX_SIGNATURES: usize = 64;
+/// Bytes of a signature's payload.
+const MAX_PAYLOAD: u64 = 64 << 10;
 /// What cosign adds to the tag that it makes of a digest.
 const COSIGN_TAGS: [&str; 3] = [".sig", ".att", ".sbom"];
 
@@ -79,6 +81,9 @@ impl Fetcher {
     /// The manifest under the tag that cosign makes of a digest.
     async fn tagged(&self, reference: &Reference, subject: &Digest, suffix: &str) -> Result<Option<Descriptor>> {
         let tag = format!("{}{suffix}", subject.as_tag());
+        if tag.len() > MAX_TAG {
+            return Ok(None);
+        }
         match self.blobs.client.document(reference, &tag, MAX_DOCUMENT, None).await {
             Ok(raw) => {
                 let digest = Digest::of(&raw.bytes);
@@ -109,11 +114,15 @@ impl Fetcher {
                 continue;
             };
             drop(raw);
-            for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD).take(MAX_SIGNATURES) {
+            for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD && layer.size <= MAX_PAYLOAD)
+            {
                 let signature = layer.annotations().find(|(name, _)| *name == SIGNATURE);
                 let Some((_, signature)) = signature else { continue };
                 let payload = self.blobs.small(&image.reference, layer, Small::Blob).await?;
                 signatures += 1;
+                if signatures > MAX_SIGNATURES {
+                    return Err(Error::TooManyDocuments);
+                }
                 if keys.iter().any(|trusted| trusted.key.admits(target, &payload.bytes, signature)) {
                     return Ok(());
                 }
@@ -121,4 +130,10 @@ impl Fetcher {
         }
         Err(Error::Unsigned { digest: target.clone(), signatures, keys: keys.len() })
     }
+}
+
+/// Those of an image's blobs that are not its own: manifests that refer to it, or to one that does.
+pub(super) fn referring(blobs: &[ImageBlob]) -> HashSet<Digest> {
+    let children = blobs.iter().flat_map(|blob| &blob.children);
+    children.filter(|(key, _)| labels::is_referrer_ref(key)).map(|(_, digest)| digest.clone()).collect()
 }

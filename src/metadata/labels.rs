@@ -55,6 +55,11 @@ pub fn referrer(digest: &Digest) -> (String, Digest) {
     (format!("{GC_REF_CONTENT}.referrer.{}.{short}", digest.algorithm().name()), digest.clone())
 }
 
+/// Whether a label is one of [`referrer`].
+pub(crate) fn is_referrer_ref(key: &str) -> bool {
+    key.strip_prefix(GC_REF_CONTENT).is_some_and(|rest| rest.starts_with(".referrer."))
+}
+
 /// Whether a label refers to a layer.
 pub(crate) fn is_layer_ref(key: &str) -> bool {
     key.strip_prefix(GC_REF_CONTENT).is_some_and(|rest| rest.starts_with(".l."))

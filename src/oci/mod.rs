@@ -11,4 +11,4 @@ pub use document::{
     Config, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT, MAX_ENTRIES, Manifest, media_type,
 };
 pub use platform::{Platform, PlatformError};
-pub use reference::{Reference, ReferenceError, glob_matches};
+pub use reference::{MAX_TAG, Reference, ReferenceError, glob_matches};

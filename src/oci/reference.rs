@@ -10,7 +10,8 @@ use super::Digest;
 
 /// The longest repository name with its registry (`reference.NameTotalLengthMax`).
 const MAX_NAME: usize = 255;
-const MAX_TAG: usize = 128;
+/// The longest tag (distribution specification).
+pub const MAX_TAG: usize = 128;
 const DEFAULT_REGISTRY: &str = "docker.io";
 
 /// A normalised reference: registry, repository, and a tag or a digest.

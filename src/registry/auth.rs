@@ -20,6 +20,8 @@ use super::{Error, Result};
 const MAX_TOKEN: u64 = 1 << 20;
 /// How long a token is good when its server does not say (the distribution project's token specification).
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);
+/// No token is used for longer.
+const LONGEST_LIFE: Duration = Duration::from_hours(24);
 /// A token is renewed so long before it ends, or at four fifths of its life.
 const MARGIN: Duration = Duration::from_secs(30);
 const CLIENT_ID: &str = "prebake";
@@ -169,7 +171,7 @@ impl Auth {
         };
         if bearer.realm.scheme() == "http"
             && place.host.base.scheme() == "https"
-            && found.is_some()
+            && (found.is_some() || !place.host.headers.is_empty())
             && !is_loopback_url(&bearer.realm)
         {
             return Err(token_error("it would get the credentials without TLS".to_owned(), false));
@@ -228,7 +230,10 @@ impl Auth {
         if token.is_empty() {
             return Err(token_error("its answer has no token".to_owned(), false));
         }
-        let life = answer.expires_in.filter(|seconds| *seconds > 0).map_or(DEFAULT_LIFE, Duration::from_secs);
+        let life = answer
+            .expires_in
+            .filter(|seconds| *seconds > 0)
+            .map_or(DEFAULT_LIFE, |seconds| Duration::from_secs(seconds).min(LONGEST_LIFE));
         let useful = life.saturating_sub(MARGIN).max(life * 4 / 5);
         let renewal = Instant::now().checked_add(useful).map(|when| (bearer, when));
         Ok(State { signature: Signature::Bearer(token.into()), renewal })

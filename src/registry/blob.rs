@@ -58,8 +58,10 @@ struct Stream {
     answer: Answer,
     /// Bytes at its beginning that came out before.
     skip: u64,
-    /// Where it should end.
+    /// Where in the blob it should end.
     end: u64,
+    /// Its own length, as it should be.
+    length: u64,
     /// How long the network was waited for, and for how many bytes.
     waited: Duration,
     came: u64,
@@ -82,7 +84,8 @@ pub(super) struct Origin {
 
 /// A part that a task of its own gets; after an error there is nothing more.
 struct Part {
-    chunks: mpsc::UnboundedReceiver<Result<Bytes>>,
+    /// At most a part's bytes; `None` when they are all.
+    chunks: mpsc::UnboundedReceiver<Result<Option<Bytes>>>,
     task: JoinHandle<()>,
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -128,11 +131,22 @@ impl Blob {
                 }
                 Ok(None) => return Ok(None),
                 Err(error) => {
+                    // What one host says of a part is not the last word: the next request goes through all of them.
+                    let of_part = matches!(self.source, Source::Parts(_)) && !error.is_passing();
                     self.source = Source::Nobody;
-                    self.patience.after(error).await?;
+                    if of_part {
+                        self.client.gives_no_parts(self.reference.registry());
+                    } else {
+                        self.patience.after(error).await?;
+                    }
                 }
             }
         }
+    }
+
+    /// Lets go of the connection, which others may need; the next call asks for what is missing.
+    pub fn pause(&mut self) {
+        self.source = Source::Nobody;
     }
 
     /// The entity tag of what comes, for a run that goes on with it.
@@ -165,8 +179,10 @@ impl Blob {
                     parts.fill(&self.client, &self.reference, &self.descriptor, &self.what);
                     let Some(part) = parts.coming.front_mut() else { return Ok(None) };
                     match part.chunks.recv().await {
-                        Some(chunk) => return chunk.map(Some),
-                        None => drop(parts.coming.pop_front()),
+                        Some(Ok(Some(chunk))) => return Ok(Some(chunk)),
+                        Some(Ok(None)) => drop(parts.coming.pop_front()),
+                        Some(Err(error)) => return Err(error),
+                        None => return Err(cut_off(&parts.from.host, &self.what, 0)),
                     }
                 }
             }
@@ -181,7 +197,7 @@ impl Blob {
         let parts = !self.fast && !partless && size.saturating_sub(self.at) > PARTS_FROM;
         let end = if parts { self.at + PART } else { size };
         let range = match (parts, self.at) {
-            (true, at) => Some((format!("bytes={at}-{}", end - 1), None)),
+            (true, at) => Some((format!("bytes={at}-{}", end - 1), self.tag.clone().filter(|_| at > 0))),
             // What was lied about is not believed again: all of it comes, and what is here is passed over.
             (false, at) if at > 0 && !partless => Some((format!("bytes={at}-"), self.tag.clone())),
             _ => None,
@@ -190,20 +206,20 @@ impl Blob {
         let asked = range.is_some().then_some((self.at, end));
         let ask = Ask { range, ..Ask::new("blobs", self.descriptor.digest.as_str(), "*/*", &self.what) };
         let answer = match self.client.blob_from(&self.reference, &self.descriptor, &ask).await {
-            Err(Error::Status { status: 416, host, what, .. }) => {
+            Err(Error::Status { status: 416, host, what, .. } | Error::Address { status: 416, host, what }) => {
                 self.client.gives_no_parts(registry);
                 return Err(Error::WrongRange { host, what, got: "416".to_owned() });
             }
             other => other?,
         };
         let stream = match check(&answer, asked, size, &self.what) {
-            Ok(true) => Stream { answer, skip: 0, end, waited: Duration::ZERO, came: 0 },
+            Ok(true) => Stream { answer, skip: 0, end, length: end - self.at, waited: Duration::ZERO, came: 0 },
             Ok(false) => {
                 // A condition that does not hold is no fault.
                 if asked.is_some() && !conditional {
                     self.client.gives_no_parts(registry);
                 }
-                Stream { answer, skip: self.at, end: size, waited: Duration::ZERO, came: 0 }
+                Stream { answer, skip: self.at, end: size, length: size, waited: Duration::ZERO, came: 0 }
             }
             Err(error) => {
                 self.client.gives_no_parts(registry);
@@ -215,6 +231,10 @@ impl Blob {
         self.tag = tag.filter(|tag| tag.starts_with('"')).map(str::to_owned);
         Ok(stream)
     }
+}
+
+fn cut_off(host: &Host, what: &str, got: u64) -> Error {
+    Error::CutOff { host: host.authority().to_owned(), what: what.to_owned(), got }
 }
 
 /// Whether an answer is the part that was asked for; else it is all of it.
@@ -248,8 +268,8 @@ impl Stream {
             let host = self.answer.host.authority();
             let Some(mut chunk) = chunk.map_err(|source| transport(host, what, source))? else {
                 // A server that does not say how much it gives can be cut off without a sign.
-                if self.answer.silent && self.came < self.end {
-                    return Err(Error::CutOff { host: host.to_owned(), what: what.to_owned(), got: self.came });
+                if self.answer.silent && self.came < self.length {
+                    return Err(cut_off(&self.answer.host, what, self.came));
                 }
                 return Ok(None);
             };
@@ -302,7 +322,7 @@ async fn part(
     descriptor: &Descriptor,
     what: &str,
     (at, end): (u64, u64),
-    chunks: &mpsc::UnboundedSender<Result<Bytes>>,
+    chunks: &mpsc::UnboundedSender<Result<Option<Bytes>>>,
 ) -> Result<()> {
     let range = Some((format!("bytes={at}-{}", end - 1), None));
     let ask = Ask { range, ..Ask::new("blobs", descriptor.digest.as_str(), "*/*", what) };
@@ -317,11 +337,21 @@ async fn part(
         };
         return Err(right.map_or_else(|error| error, whole));
     }
-    let mut stream = Stream { answer, skip: 0, end: end - at, waited: Duration::ZERO, came: 0 };
+    let host = answer.host.clone();
+    let mut stream = Stream { answer, skip: 0, end, length: end - at, waited: Duration::ZERO, came: 0 };
     while let Some(chunk) = stream.chunk(client, what).await? {
-        if chunks.send(Ok(chunk)).is_err() {
-            break;
+        if stream.came > stream.length {
+            client.gives_no_parts(reference.registry());
+            let host = host.authority().to_owned();
+            return Err(Error::WrongRange { host, what: what.to_owned(), got: "more than the part".to_owned() });
+        }
+        if chunks.send(Ok(Some(chunk))).is_err() {
+            return Ok(());
         }
     }
+    if stream.came < stream.length {
+        return Err(cut_off(&host, what, stream.came));
+    }
+    let _ = chunks.send(Ok(None));
     Ok(())
 }

@@ -20,6 +20,8 @@ use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_ty
 
 /// A registry's own word for what it sends (distribution specification).
 const DIGEST_HEADER: &str = "docker-content-digest";
+/// Referrers of one digest after which no further page is asked for.
+const MAX_REFERRERS: usize = 256;
 /// Pages of a list that are asked for.
 const MAX_PAGES: usize = 100;
 /// What all documents under way may take together, in KiB: two of the largest.
@@ -164,7 +166,7 @@ impl Client {
                 let Ok((Document::Index(index), _)) = Document::parse(&raw.bytes, &raw.media_type) else { break };
                 all.extend(index.manifests);
                 match raw.next {
-                    Some(query) if page < MAX_PAGES => ask.query = query,
+                    Some(query) if page < MAX_PAGES && all.len() < MAX_REFERRERS => ask.query = query,
                     _ => return Ok(all),
                 }
             }
@@ -237,14 +239,12 @@ impl Client {
     /// Asks the hosts in their order, until one answers.
     pub(super) async fn once(&self, reference: &Reference, ask: &Ask<'_>) -> Result<Answer> {
         let registry = reference.registry();
-        let hosts: Vec<Arc<Host>> =
+        let mut hosts: Vec<Arc<Host>> =
             self.hosts(registry)?.into_iter().filter(|host| allows(host.capabilities, ask)).collect();
+        // Whoever wants to be left alone is, unless nobody else has it.
+        hosts.sort_by_key(|host| self.sender.is_closed(host));
         let mut worst: Option<Error> = None;
-        for (i, host) in hosts.iter().enumerate() {
-            // Whoever wants to be left alone is, while another one can be asked.
-            if self.sender.is_closed(host) && hosts[i + 1..].iter().any(|other| !self.sender.is_closed(other)) {
-                continue;
-            }
+        for host in &hosts {
             let place = Place { host, repository: reference.repository(), what: ask.what };
             match self.sender.ask(&self.auth, place, registry, ask).await {
                 Ok(answer) => return Ok(answer),

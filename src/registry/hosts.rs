@@ -123,6 +123,14 @@ pub enum HostsError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A registry's name that no URL can have.
+    #[error("{registry} is no host: {why}")]
+    BadName {
+        /// The registry.
+        registry: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A `hosts.toml` that containerd would ignore with all its mirrors.
     #[error("{}:{line}: {what}", path.display())]
     Malformed {
@@ -153,7 +161,7 @@ impl HostsDirs {
                 Err(source) => return Err(HostsError::Io { path: dir, source }),
             }
         }
-        Ok(vec![default_host(registry, plain_http, Table::default(), "no hosts.toml is about it".to_owned())])
+        Ok(vec![default_host(registry, plain_http, Table::default(), "no hosts.toml is about it".to_owned())?])
     }
 }
 
@@ -173,7 +181,7 @@ fn load(dir: &Path, registry: &str, plain_http: bool) -> Result<Vec<Host>, Hosts
     };
     if text.is_empty() {
         let why = format!("certificates in {}", dir.display());
-        return Ok(vec![default_host(registry, plain_http, certificates(dir)?, why)]);
+        return Ok(vec![default_host(registry, plain_http, certificates(dir)?, why)?]);
     }
     let file = File { path: &path, dir, text: &text };
     file.parse(registry, plain_http)
@@ -211,7 +219,7 @@ struct Table {
 }
 
 /// The registry itself, where no file names a server: `ConfigureHosts`.
-fn default_host(registry: &str, plain_http: bool, mut table: Table, why: String) -> Host {
+fn default_host(registry: &str, plain_http: bool, mut table: Table, why: String) -> Result<Host, HostsError> {
     let authority = if registry == DOCKER_HUB.0 { DOCKER_HUB.1 } else { registry };
     let (host, port) = split(authority);
     let (scheme, https_first) = match (is_loopback(host), plain_http) {
@@ -224,9 +232,9 @@ fn default_host(registry: &str, plain_http: bool, mut table: Table, why: String)
     if is_loopback(host) && !plain_http && port != Some("80") {
         table.tls.skip_verify = Some(true);
     }
-    // A registry's name is a host with a port: references are checked.
-    let base = Url::parse(&format!("{scheme}://{authority}/v2/")).unwrap_or_else(|_| unreachable!("{authority}"));
-    Host { base, https_first, capabilities: Capabilities::ALL, why, ..table.host() }
+    let base = Url::parse(&format!("{scheme}://{authority}/v2/"))
+        .map_err(|error| HostsError::BadName { registry: registry.to_owned(), why: error.to_string() })?;
+    Ok(Host { base, https_first, capabilities: Capabilities::ALL, why, ..table.host() })
 }
 
 impl Table {
@@ -289,7 +297,7 @@ impl File<'_> {
             }
             _ => {
                 let why = format!("{}: no server is named", self.path.display());
-                default_host(registry, plain_http, table, why)
+                default_host(registry, plain_http, table, why)?
             }
         });
         Ok(hosts)

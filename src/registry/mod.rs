@@ -126,7 +126,7 @@ pub struct Quota {
     pub limit: u64,
     /// Pulls that are left.
     pub remaining: u64,
-    /// The window, in seconds; 0 when it is not said.
+    /// The window, in seconds.
     pub window: u64,
 }
 
@@ -137,7 +137,9 @@ impl Quota {
         let limit = value("ratelimit-limit")?;
         let window = limit.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
         let remaining = number(value("ratelimit-remaining")?)?;
-        Some(Self { limit: number(limit)?, remaining, window: window.unwrap_or(0) })
+        // Others use the same words for what they allow in a second.
+        let window = window.filter(|seconds| *seconds >= 3600)?;
+        Some(Self { limit: number(limit)?, remaining, window })
     }
 
     /// Whether less than a tenth is left.

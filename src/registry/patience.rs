@@ -14,6 +14,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Tries of one request, or of one transfer since bytes last came.
 pub(super) struct Patience {
     tries: u32,
+    /// Of them in a row, those by failures that are worth few.
+    few: u32,
     most: u32,
     began: Instant,
     notify: Notify,
@@ -21,12 +23,12 @@ pub(super) struct Patience {
 
 impl Patience {
     pub(super) fn new(most: u32, notify: Notify) -> Self {
-        Self { tries: 0, most, began: Instant::now(), notify }
+        Self { tries: 0, few: 0, most, began: Instant::now(), notify }
     }
 
     /// It goes on.
     pub(super) fn progress(&mut self) {
-        (self.tries, self.began) = (0, Instant::now());
+        (self.tries, self.few, self.began) = (0, 0, Instant::now());
     }
 
     /// Takes a failure, and comes back when it is time for the next try.
@@ -39,11 +41,14 @@ impl Patience {
             return Err(error);
         }
         let most = error.tries(self.most);
-        if self.tries >= most {
+        self.few = if most < self.most { self.few + 1 } else { 0 };
+        if self.tries >= self.most || (most < self.most && self.few >= most) {
             return Err(Error::GaveUp { tries: self.tries, elapsed: self.began.elapsed(), source: Box::new(error) });
         }
         // Who was told when to come again waits at the gate, together with the others.
-        let wait = if matches!(error, Error::Limited { .. }) { Duration::ZERO } else { backoff(self.tries) };
+        let told =
+            matches!(error, Error::Limited { retry_after, .. } if retry_after.is_none_or(|wait| wait >= FIRST_WAIT));
+        let wait = if told { Duration::ZERO } else { backoff(self.tries) };
         (self.notify)(&Notice::Again { error: &error, tries: self.tries, of: most, wait });
         sleep(wait).await;
         Ok(())

@@ -70,19 +70,22 @@ pub(super) struct Answer {
     pub(super) host: Arc<Host>,
     /// It does not say how long its body is.
     pub(super) silent: bool,
+    /// It came from an address, not through the host's API.
+    elsewhere: bool,
 }
 
 impl Answer {
     fn new(response: Response, turn: Turn, host: &Arc<Host>) -> Self {
         // Chunks say when they end.
         let silent = response.content_length().is_none() && !response.headers().contains_key(TRANSFER_ENCODING);
-        Self { response, _turn: turn, host: host.clone(), silent }
+        let elsewhere = !is_own(response.url(), host);
+        Self { response, _turn: turn, host: host.clone(), silent, elsewhere }
     }
 
     /// Who gave it.
     pub(super) fn origin(&self) -> Origin {
         let url = self.response.url();
-        let address = (!is_own(url, &self.host)).then(|| url.clone());
+        let address = self.elsewhere.then(|| url.clone());
         Origin { host: self.host.clone(), address }
     }
 }
@@ -183,7 +186,7 @@ impl Sender {
     pub(super) async fn ask_at(&self, host: &Arc<Host>, url: &Url, ask: &Ask<'_>) -> Result<Answer> {
         let (response, turn) = self.follow(host, url, ask, &Signature::Nobody).await?;
         if response.status().is_success() {
-            return Ok(Answer::new(response, turn, host));
+            return Ok(Answer { elsewhere: true, ..Answer::new(response, turn, host) });
         }
         Err(led_to(&response, ask.what))
     }
@@ -251,8 +254,11 @@ impl Sender {
             Some(false) => request(http, url.clone())?.send().await.map_err(failed)?,
             None => {
                 let tried = request(http.clone(), tls)?.send().await;
-                let speaks = !tried.as_ref().is_err_and(|error| is_not_tls(error));
-                lock(&self.speaks_tls).insert(host.authority().to_owned(), speaks);
+                let speaks = !tried.as_ref().is_err_and(|error| error.is_connect() && is_not_tls(error));
+                // Where nobody answered, nothing is known.
+                if tried.is_ok() || !speaks {
+                    lock(&self.speaks_tls).insert(host.authority().to_owned(), speaks);
+                }
                 let sent = if speaks { tried } else { request(http, url.clone())?.send().await };
                 sent.map_err(failed)?
             }

@@ -20,6 +20,7 @@ mod policies;
 mod resume;
 mod script;
 mod sides;
+mod signed;
 mod snapshots;
 mod space;
 mod stack;

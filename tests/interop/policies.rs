@@ -296,3 +296,20 @@ fn another_platform_is_unpacked_as_well() {
     assert_eq!(policy(dir.path(), &hello), "unpack");
     prebake(dir.path(), "check").expect(0);
 }
+
+/// Layers that are not kept, where one waits for the one below it, at a host that gives one connection.
+#[test]
+fn layers_that_wait_for_each_other_share_a_connection() {
+    // The upper layer has a file in a directory that only the lower one describes, and is soon there.
+    let spec = "[layer.low]\nfiles = [{ path = \"d/large\", random = 40000000 }]\n[layer.high]\nfiles = [{ path = \"d/other\", random = 9000000 }]\n[[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"low\", \"high\"]\n";
+    let registry = TestRegistry::start(build(spec));
+    for how in ["--unpack", "--unpack --discard-layers"] {
+        let root = tempfile::tempdir().unwrap();
+        prebake(
+            root.path(),
+            &format!("bake --platform linux/amd64 --per-host 1 {how} {}", registry.reference("app:1")),
+        )
+        .expect(0);
+        prebake(root.path(), "check").expect(0);
+    }
+}

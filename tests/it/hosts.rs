@@ -313,3 +313,27 @@ fn a_redirect_takes_no_header_of_the_host_along() {
     bake(root.path(), dir.path(), HELLO).expect(0);
     assert_eq!(cdn.asked().len(), 3);
 }
+
+#[test]
+fn a_mirror_that_wants_patience_is_asked_last_and_not_forgotten() {
+    let times = std::sync::atomic::AtomicUsize::new(0);
+    let mirror = TestRegistry::faulty(demo(), move |_| {
+        let second = times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1;
+        second.then(|| respond(429, &[("retry-after", "1")], full("")))
+    });
+    let server = TestRegistry::faulty(demo(), |_| Some(text(404, "")));
+    let (root, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let toml = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.name(), mirror.name());
+    write(dir.path(), "registry.invalid", &toml);
+    bake(root.path(), dir.path(), HELLO).expect(0);
+    assert!(!server.asked().is_empty());
+}
+
+#[test]
+fn names_that_no_url_can_have() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["app.123/x", "1.2.3.999/x:1"] {
+        let run = prebake(root.path(), &format!("bake {name}")).expect(2);
+        assert!(run.stderr.contains("is no host: "), "{}", run.stderr);
+    }
+}

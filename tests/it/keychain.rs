@@ -229,6 +229,9 @@ fn one_token_for_all_and_identity_tokens_by_post() {
             assert_eq!(query, "scope=repository%3Ademo%2Fhello%3Apull%2Cpush&service=s+t");
         }
     }
+    // "Never" is a number too large for any clock.
+    let root = tempfile::tempdir().unwrap();
+    bake(root.path(), &tokens(9_223_372_036_854_775_807).registry.reference(HELLO), |_| {}).expect(0);
     // A token for the registry itself needs no exchange.
     let direct = TestRegistry::faulty(demo(), |request| {
         let good = header(request, "authorization") == "Bearer direct";

@@ -11,7 +11,7 @@ use hyper::{Request, Response};
 use prebake::fixture::{Body, Content, full};
 use prebake::oci::media_type;
 
-use crate::answers::{broken, silent, text};
+use crate::answers::{broken, endless, silent, text};
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs, prebake, start};
 use crate::support::registry::{TestRegistry, respond, slow};
@@ -251,7 +251,7 @@ fn a_fast_connection_is_enough() {
 #[test]
 fn parts_that_break_and_parts_that_lie() {
     type Fault = fn(usize, usize, &Bytes) -> Response<Body>;
-    let faults: [Fault; 3] = [
+    let faults: [Fault; 5] = [
         |from, to, bytes| {
             respond(
                 206,
@@ -264,6 +264,15 @@ fn parts_that_break_and_parts_that_lie() {
         },
         |_, _, bytes| respond(200, &[], full(bytes.clone())),
         |from, to, bytes| part(&Bytes::from(vec![1; bytes.len()]), from, to, bytes.len()),
+        // In chunks, which say no length: too few, and too many.
+        |from, to, bytes| {
+            let range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
+            respond(206, &[("content-range", &range)], slow(bytes.slice(from..to - 9), 1 << 20, Duration::ZERO))
+        },
+        |from, to, bytes| {
+            let range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
+            respond(206, &[("content-range", &range)], endless())
+        },
     ];
     for fault in faults {
         let odd = odd(40_000_000, move |request, number, bytes| {

@@ -69,7 +69,8 @@ impl AuthFile {
         let raw: Raw = serde_json::from_slice(bytes).map_err(|source| CredentialsError::Malformed {
             path: path.to_owned(),
             what: "a Docker config.json",
-            source: source.into(),
+            // Its own words may be somebody's password.
+            source: format!("line {}, column {}", source.line(), source.column()).into(),
         })?;
         let mut auths = BTreeMap::new();
         for (key, entry) in raw.auths {

@@ -87,7 +87,11 @@ impl Plugins {
             what: "a CredentialProviderConfig of kubelet",
             source,
         };
-        let raw: Config = serde_saphyr::from_str(&text).map_err(|error| malformed(error.to_string().into()))?;
+        let raw: Config = serde_saphyr::from_str(&text).map_err(|error| {
+            // Its own words show lines of the file, and a provider's environment may be secret.
+            let place = error.location().map(|at| format!("line {}, column {}", at.line(), at.column()));
+            malformed(place.unwrap_or_else(|| "it has no providers".to_owned()).into())
+        })?;
         let provider = |raw: RawProvider| {
             if raw.api_version != API_VERSION {
                 let what = format!("provider {:?} speaks {}, prebake only {API_VERSION}", raw.name, raw.api_version);

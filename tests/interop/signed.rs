@@ -1,0 +1,145 @@
+//! Signatures by a key, made by openssl as cosign makes them.
+
+use std::path::Path;
+use std::process::Command;
+
+use ::prebake::fixture::Content;
+use ::prebake::oci::{Descriptor, Digest, media_type};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use crate::support::content::build;
+use crate::support::prebake::prebake;
+use crate::support::registry::TestRegistry;
+
+const BAKE: &str = "bake --tries 2 --platform linux/amd64";
+const SPEC: &str = "[layer.l]\nfiles = [{ path = \"f\", random = 1000 }]\n[[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"l\"]\n";
+
+fn openssl(dir: &Path, args: &str) {
+    let output = Command::new("openssl").current_dir(dir).args(args.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A pair of keys, `NAME.key` and `NAME.pub`.
+fn key(dir: &Path, name: &str, algorithm: &str) {
+    openssl(dir, &format!("genpkey {algorithm} -out {name}.key"));
+    openssl(dir, &format!("pkey -in {name}.key -pubout -out {name}.pub"));
+}
+
+const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+
+fn target(content: &Content) -> Digest {
+    content.tags[&("app".to_owned(), "1".to_owned())].clone()
+}
+
+/// An artifact with one blob that has annotations.
+fn artifact(
+    content: &mut Content,
+    kind: &str,
+    data: &str,
+    annotations: serde_json::Value,
+    subject: Option<&Digest>,
+) -> Descriptor {
+    let config = content.add(media_type::OCI_CONFIG, "{}");
+    let blob = content.add(kind, data.to_owned());
+    let mut layer = json!(blob);
+    layer["annotations"] = annotations;
+    let mut manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "artifactType": kind, "config": config, "layers": [layer]});
+    if let Some(subject) = subject {
+        manifest["subject"] =
+            json!({"mediaType": media_type::OCI_INDEX, "digest": subject, "size": content.blobs[subject].1.len()});
+    }
+    content.add_json(media_type::OCI_MANIFEST, &manifest)
+}
+
+fn tag(content: &mut Content, tag: &str, digest: Digest) {
+    content.tags.insert(("app".to_owned(), tag.to_owned()), digest);
+}
+
+/// As `cosign sign --key` does it.
+fn sign(content: &mut Content, dir: &Path, key: &str, of: &Digest, about: &Digest) {
+    let payload =
+        json!({"critical": {"identity": {"docker-reference": "app"}, "image": {"docker-manifest-digest": about},
+        "type": "cosign container image signature"}, "optional": null})
+        .to_string();
+    std::fs::write(dir.join("payload"), &payload).unwrap();
+    if key.starts_with("ed") {
+        openssl(dir, &format!("pkeyutl -sign -rawin -inkey {key}.key -in payload -out signature"));
+    } else {
+        openssl(dir, &format!("dgst -sha256 -sign {key}.key -out signature payload"));
+    }
+    let signature = STANDARD.encode(std::fs::read(dir.join("signature")).unwrap());
+    let annotations = json!({"dev.cosignproject.cosign/signature": signature});
+    let kind = "application/vnd.dev.cosign.simplesigning.v1+json";
+    let manifest = artifact(content, kind, &payload, annotations, None);
+    tag(content, &format!("{}.sig", of.as_tag()), manifest.digest);
+}
+
+#[test]
+fn images_are_admitted_by_their_signatures() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (name, algorithm) in [("ours", P256), ("other", P256), ("ed", "-algorithm ED25519")] {
+        key(dir, name, algorithm);
+    }
+    let bake = |content: Content, verify: &str, code: i32| {
+        let registry = TestRegistry::start(content);
+        let root = tempfile::tempdir().unwrap();
+        let verify = verify.replace("DIR", dir.to_str().unwrap());
+        let run = prebake(root.path(), &format!("{BAKE} {verify} {}", registry.reference("app:1"))).expect(code);
+        let layers = registry.asked().iter().filter(|request| request.contains("/blobs/")).count();
+        if code != 0 {
+            assert!(layers <= 2, "a config and a payload, no layer");
+            assert_eq!(prebake(root.path(), "images --json").expect(0).stdout, "");
+        }
+        run.stderr
+    };
+    let content = build(SPEC);
+    let target = target(&content);
+    let signed = |key: &str, about: &Digest| {
+        let mut content = content.clone();
+        sign(&mut content, dir, key, &target, about);
+        content
+    };
+    for key in ["ours", "ed"] {
+        bake(signed(key, &target), &format!("--verify-key DIR/{key}.pub"), 0);
+        bake(signed(key, &target), &format!("--verify-key DIR/other.pub --verify-key 127.*/app:*=DIR/{key}.pub"), 0);
+    }
+    let refused = bake(content.clone(), "--verify-key DIR/ours.pub", 6);
+    assert!(refused.contains(&format!("{target} is not admitted: it has no signature")), "{refused}");
+    let refused = bake(signed("other", &target), "--verify-key DIR/ours.pub", 6);
+    assert!(refused.contains("none of its 1 signatures is by one of the 1 keys for it"), "{refused}");
+    // A signature of something else.
+    let refused = bake(signed("ours", &Digest::of(b"x")), "--verify-key DIR/ours.pub", 6);
+    assert!(refused.contains("none of its 1 signatures"), "{refused}");
+    // Keys for other images ask nothing of this one.
+    bake(content.clone(), "--verify-key other.example/*=DIR/ours.pub", 0);
+    // A payload that was changed after it was signed, and a signature that is none.
+    for (from, to) in [
+        ("\"optional\":null", "\"optional\":nule"),
+        ("\"dev.cosignproject.cosign/signature\":\"M", "\"dev.cosignproject.cosign/signature\":\"?"),
+    ] {
+        let mut changed = signed("ours", &target);
+        let tag = ("app".to_owned(), format!("{}.sig", target.as_tag()));
+        let manifest = String::from_utf8(changed.blobs[&changed.tags[&tag]].1.to_vec()).unwrap();
+        let manifest = if from.contains("optional") {
+            let value: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+            let old: Digest = value["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+            let payload = String::from_utf8(changed.blobs[&old].1.to_vec()).unwrap().replace(from, to);
+            let new = changed.add("application/vnd.dev.cosign.simplesigning.v1+json", payload);
+            manifest.replace(old.as_str(), new.digest.as_str())
+        } else {
+            manifest.replace(from, to)
+        };
+        let new = changed.add(media_type::OCI_MANIFEST, manifest);
+        changed.tags.insert(tag, new.digest);
+        bake(changed, "--verify-key DIR/ours.pub", 6);
+    }
+    // Keys that are none.
+    std::fs::write(dir.join("rsa.pub"), "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n").unwrap();
+    for (file, word) in [("rsa.pub", "not a public key of ECDSA P-256 or Ed25519"), ("no.pub", "failed")] {
+        let run = prebake(dir, &format!("bake a --verify-key {}", dir.join(file).display())).expect(2);
+        assert!(run.stderr.contains(word), "{}", run.stderr);
+    }
+}
