@@ -90,7 +90,7 @@ pub enum Event<'a> {
         limit: u64,
         /// Pulls that are left.
         remaining: u64,
-        /// The window, in seconds; 0 when it is not said.
+        /// The window, in seconds.
         window_seconds: u64,
         /// The same in words.
         words: &'a str,

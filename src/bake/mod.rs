@@ -102,7 +102,7 @@ pub enum Error {
     #[error("its indexes nest too deep")]
     TooDeep,
     /// More documents than prebake looks into in search of a manifest.
-    #[error("its indexes lead to too many documents")]
+    #[error("it leads to too many documents")]
     TooManyDocuments,
     /// A layer cannot be unpacked.
     #[error("unpacking layer {digest} failed")]

@@ -61,8 +61,8 @@ pub(super) struct MannersArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_STALL_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     stall_timeout: u64,
     /// Requests under way at one host, at most
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PER_HOST as u64, value_parser = clap::value_parser!(u64).range(1..=64))]
-    per_host: u64,
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PER_HOST, value_parser = clap::value_parser!(u8).range(1..=64))]
+    per_host: u8,
     /// Requests to one host in a second, at most
     #[arg(long, value_name = "RATE", value_parser = rate)]
     max_requests_per_second: Option<f64>,
@@ -97,7 +97,7 @@ impl AccessArgs {
             manners: Manners {
                 tries: manners.tries,
                 stall_timeout: Duration::from_secs(manners.stall_timeout),
-                per_host: usize::try_from(manners.per_host).unwrap_or(DEFAULT_PER_HOST),
+                per_host: manners.per_host.into(),
                 requests_a_second: manners.max_requests_per_second,
                 bandwidth: manners.bandwidth_limit,
             },

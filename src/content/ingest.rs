@@ -147,6 +147,18 @@ fn left(dir: &Path, blob: &Descriptor) -> Result<Option<(File, Hasher, u64)>> {
     }
 }
 
+/// Removes ingests without data: their run was ended between the rename of the data and the removal of the rest.
+pub(super) fn sweep(ingests: &Path) -> Result<()> {
+    for entry in fs::read_dir(ingests).map_err(Error::io("listing", ingests))? {
+        let path = entry.map_err(Error::io("listing", ingests))?.path();
+        let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        if is_dir && !path.join("data").exists() {
+            fs::remove_dir_all(&path).map_err(Error::io("removing", &path))?;
+        }
+    }
+    Ok(())
+}
+
 impl Ingest {
     /// Takes the next bytes.
     ///

@@ -124,16 +124,19 @@ impl Store {
         Ok(Self { ingest: root.containerd_dir(&format!("{PLUGIN}/ingest"))?, blobs: [sha256?, sha512?] })
     }
 
-    /// Opens the store of a root, to write; makes its directories.
+    /// Opens the store of a root that nobody else writes to, to write; makes its directories, and removes what is left of
+    /// ingests whose blob is in place.
     ///
     /// # Errors
-    /// [`Error::Root`].
+    /// [`Error::Root`], [`Error::Io`].
     pub fn create(root: &Root) -> Result<Self> {
         root.make_containerd_dir(&format!("{PLUGIN}/ingest"), DIR_MODE)?;
         for algorithm in Algorithm::ALL {
             root.make_containerd_dir(&blobs_dir(algorithm), DIR_MODE)?;
         }
-        Self::open(root)
+        let store = Self::open(root)?;
+        store.ingest.as_deref().map_or(Ok(()), ingest::sweep)?;
+        Ok(store)
     }
 
     /// Where a blob lies, or would; `None` when its directory does not exist.

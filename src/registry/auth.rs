@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::credentials::{Credential, Found, Keychain, Secret};
 use super::hosts::Host;
-use super::send::{Sender, is_loopback_url, lock};
-use super::{Error, Result};
+use super::send::{Sender, is_loopback_url};
+use super::{Error, Result, lock};
 
 /// How much of a token server's answer is read, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;

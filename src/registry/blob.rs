@@ -31,10 +31,7 @@ const FAST: Duration = Duration::from_millis(10);
 
 /// A blob on its way.
 pub struct Blob {
-    client: Arc<Client>,
-    reference: Reference,
-    descriptor: Descriptor,
-    what: Arc<str>,
+    wanted: Arc<Wanted>,
     /// The first byte that did not come out yet.
     at: u64,
     patience: Patience,
@@ -43,6 +40,15 @@ pub struct Blob {
     tag: Option<String>,
     /// One connection is enough for it.
     fast: bool,
+}
+
+/// What is asked for, of whom.
+struct Wanted {
+    client: Arc<Client>,
+    reference: Reference,
+    descriptor: Descriptor,
+    /// In words.
+    what: String,
 }
 
 /// Where the next bytes come from.
@@ -58,10 +64,12 @@ struct Stream {
     answer: Answer,
     /// Bytes at its beginning that came out before.
     skip: u64,
-    /// Where in the blob it should end.
+    /// Where in the blob it ends.
     end: u64,
-    /// Its own length, as it should be.
+    /// How long it is.
     length: u64,
+    /// It is a part, whose length is certain; what is all of a blob by the server's word is for its reader to measure.
+    part: bool,
     /// How long the network was waited for, and for how many bytes.
     waited: Duration,
     came: u64,
@@ -82,9 +90,11 @@ pub(super) struct Origin {
     pub(super) address: Option<Url>,
 }
 
+/// Takes at most a part's bytes; `None` when they are all.
+type PartSender = mpsc::UnboundedSender<Result<Option<Bytes>>>;
+
 /// A part that a task of its own gets; after an error there is nothing more.
 struct Part {
-    /// At most a part's bytes; `None` when they are all.
     chunks: mpsc::UnboundedReceiver<Result<Option<Bytes>>>,
     task: JoinHandle<()>,
     _room: Option<OwnedSemaphorePermit>,
@@ -105,15 +115,12 @@ impl Blob {
         tag: Option<String>,
     ) -> Self {
         Self {
-            what: format!("blob {}", descriptor.digest).into(),
             at: from,
             patience: client.patience(),
             source: Source::Nobody,
             tag,
             fast: false,
-            client,
-            reference,
-            descriptor,
+            wanted: Arc::new(Wanted { what: format!("blob {}", descriptor.digest), client, reference, descriptor }),
         }
     }
 
@@ -134,9 +141,10 @@ impl Blob {
                     // What one host says of a part is not the last word: the next request goes through all of them.
                     let of_part = matches!(self.source, Source::Parts(_)) && !error.is_passing();
                     self.source = Source::Nobody;
-                    if of_part {
-                        self.client.gives_no_parts(self.reference.registry());
-                    } else {
+                    if of_part || matches!(error, Error::WrongRange { .. }) {
+                        self.wanted.gives_no_parts();
+                    }
+                    if !of_part {
                         self.patience.after(error).await?;
                     }
                 }
@@ -155,13 +163,13 @@ impl Blob {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        let size = self.descriptor.size;
+        let size = self.wanted.descriptor.size;
         loop {
             match &mut self.source {
                 Source::Nobody if self.at > 0 && self.at >= size => return Ok(None),
                 Source::Nobody => self.source = Source::One(self.ask().await?),
                 Source::One(stream) => {
-                    if let Some(chunk) = stream.chunk(&self.client, &self.what).await? {
+                    if let Some(chunk) = stream.chunk(&self.wanted).await? {
                         return Ok(Some(chunk));
                     }
                     if stream.end == size {
@@ -176,13 +184,13 @@ impl Blob {
                     };
                 }
                 Source::Parts(parts) => {
-                    parts.fill(&self.client, &self.reference, &self.descriptor, &self.what);
+                    parts.fill(&self.wanted);
                     let Some(part) = parts.coming.front_mut() else { return Ok(None) };
                     match part.chunks.recv().await {
                         Some(Ok(Some(chunk))) => return Ok(Some(chunk)),
                         Some(Ok(None)) => drop(parts.coming.pop_front()),
                         Some(Err(error)) => return Err(error),
-                        None => return Err(cut_off(&parts.from.host, &self.what, 0)),
+                        None => return Err(self.wanted.cut_off(&parts.from.host, 0)),
                     }
                 }
             }
@@ -191,41 +199,21 @@ impl Blob {
 
     /// Asks for what is missing, or for the first part of it.
     async fn ask(&mut self) -> Result<Stream> {
-        let size = self.descriptor.size;
-        let registry = self.reference.registry();
-        let partless = self.client.is_partless(registry);
+        let Wanted { client, reference, descriptor, .. } = &*self.wanted;
+        let size = descriptor.size;
+        let partless = client.is_partless(reference.registry());
         let parts = !self.fast && !partless && size.saturating_sub(self.at) > PARTS_FROM;
         let end = if parts { self.at + PART } else { size };
-        let range = match (parts, self.at) {
-            (true, at) => Some((format!("bytes={at}-{}", end - 1), self.tag.clone().filter(|_| at > 0))),
-            // What was lied about is not believed again: all of it comes, and what is here is passed over.
-            (false, at) if at > 0 && !partless => Some((format!("bytes={at}-"), self.tag.clone())),
-            _ => None,
-        };
-        let conditional = matches!(range, Some((_, Some(_))));
-        let asked = range.is_some().then_some((self.at, end));
-        let ask = Ask { range, ..Ask::new("blobs", self.descriptor.digest.as_str(), "*/*", &self.what) };
-        let answer = match self.client.blob_from(&self.reference, &self.descriptor, &ask).await {
-            Err(Error::Status { status: 416, host, what, .. } | Error::Address { status: 416, host, what }) => {
-                self.client.gives_no_parts(registry);
-                return Err(Error::WrongRange { host, what, got: "416".to_owned() });
-            }
-            other => other?,
-        };
-        let stream = match check(&answer, asked, size, &self.what) {
-            Ok(true) => Stream { answer, skip: 0, end, length: end - self.at, waited: Duration::ZERO, came: 0 },
-            Ok(false) => {
-                // A condition that does not hold is no fault.
-                if asked.is_some() && !conditional {
-                    self.client.gives_no_parts(registry);
-                }
-                Stream { answer, skip: self.at, end: size, length: size, waited: Duration::ZERO, came: 0 }
-            }
-            Err(error) => {
-                self.client.gives_no_parts(registry);
-                return Err(error);
-            }
-        };
+        // What was lied about is not believed again: all of it comes, and what is here is passed over.
+        let until = (parts || self.at > 0 && !partless).then_some(end);
+        let tag = self.tag.clone().filter(|_| self.at > 0);
+        let conditional = tag.is_some();
+        let answer = client.blob_from(reference, descriptor, &self.wanted.ask(self.at, until, tag)).await;
+        let stream = self.wanted.stream(answer, self.at, until)?;
+        if until.is_some() && !stream.part && !conditional {
+            // A condition that does not hold is no fault; this is.
+            self.wanted.gives_no_parts();
+        }
         // A weak tag promises nothing about bytes.
         let tag = stream.answer.response.headers().get(ETAG).and_then(|value| value.to_str().ok());
         self.tag = tag.filter(|tag| tag.starts_with('"')).map(str::to_owned);
@@ -233,48 +221,91 @@ impl Blob {
     }
 }
 
-fn cut_off(host: &Host, what: &str, got: u64) -> Error {
-    Error::CutOff { host: host.authority().to_owned(), what: what.to_owned(), got }
-}
+impl Wanted {
+    /// A request for the bytes from one to before another; without that other, for all of it.
+    fn ask(&self, from: u64, until: Option<u64>, tag: Option<String>) -> Ask<'_> {
+        let range = until.map(|until| {
+            let last = if until < self.descriptor.size { (until - 1).to_string() } else { String::new() };
+            (format!("bytes={from}-{last}"), tag)
+        });
+        Ask { range, ..Ask::new("blobs", self.descriptor.digest.as_str(), "*/*", &self.what) }
+    }
 
-/// Whether an answer is the part that was asked for; else it is all of it.
-fn check(answer: &Answer, asked: Option<(u64, u64)>, size: u64, what: &str) -> Result<bool> {
-    let wrong = |got| Error::WrongRange { host: answer.host.authority().to_owned(), what: what.to_owned(), got };
-    let partial = answer.response.status() == StatusCode::PARTIAL_CONTENT;
-    match asked {
-        Some((from, to)) if partial => {
-            let range = answer.response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let range = range.unwrap_or_default();
-            let right = format!("bytes {from}-{}", to - 1);
-            let of = range.strip_prefix(&right).and_then(|rest| rest.strip_prefix('/'));
-            let length = answer.response.content_length().is_none_or(|length| length == to - from);
-            if length && of.is_some_and(|of| of == "*" || of.parse() == Ok(size)) {
-                Ok(true)
-            } else {
-                Err(wrong(format!("{range:?}")))
+    /// What an answer to such a request holds: these bytes, or all of them, of which the first are passed over.
+    fn stream(&self, answer: Result<Answer>, from: u64, until: Option<u64>) -> Result<Stream> {
+        let answer = match answer {
+            Err(Error::Status { status: 416, host, .. } | Error::Address { status: 416, host, .. }) => {
+                return Err(self.wrong_range(host, "416"));
+            }
+            other => other?,
+        };
+        let size = self.descriptor.size;
+        let part = answer.response.status() == StatusCode::PARTIAL_CONTENT;
+        let (skip, end, length) = match until {
+            Some(until) if part => {
+                let said = answer.response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let said = said.unwrap_or_default();
+                let of = said.strip_prefix(&format!("bytes {from}-{}/", until - 1));
+                let fits = answer.response.content_length().is_none_or(|length| length == until - from);
+                if !fits || !of.is_some_and(|of| of == "*" || of.parse() == Ok(size)) {
+                    return Err(self.wrong_range(answer.host.authority().to_owned(), &format!("{said:?}")));
+                }
+                (0, until, until - from)
+            }
+            None if part => return Err(self.wrong_range(answer.host.authority().to_owned(), "a part")),
+            _ => (from, size, size),
+        };
+        Ok(Stream { answer, skip, end, length, part, waited: Duration::ZERO, came: 0 })
+    }
+
+    fn gives_no_parts(&self) {
+        self.client.gives_no_parts(self.reference.registry());
+    }
+
+    fn wrong_range(&self, host: String, got: &str) -> Error {
+        Error::WrongRange { host, what: self.what.clone(), got: got.to_owned() }
+    }
+
+    fn cut_off(&self, host: &Host, got: u64) -> Error {
+        Error::CutOff { host: host.authority().to_owned(), what: self.what.clone(), got }
+    }
+
+    /// Gets one part, in one try.
+    async fn part(&self, origin: &Origin, from: u64, until: u64, chunks: &PartSender) -> Result<()> {
+        let answer = self.client.once_more(origin, &self.reference, &self.ask(from, Some(until), None)).await;
+        let mut stream = self.stream(answer, from, Some(until))?;
+        if !stream.part {
+            return Err(self.wrong_range(stream.answer.host.authority().to_owned(), "all of it"));
+        }
+        while let Some(chunk) = stream.chunk(self).await? {
+            if chunks.send(Ok(Some(chunk))).is_err() {
+                return Ok(());
             }
         }
-        None if partial => Err(wrong("a part".to_owned())),
-        _ => Ok(false),
+        let _ = chunks.send(Ok(None));
+        Ok(())
     }
 }
 
 impl Stream {
-    async fn chunk(&mut self, client: &Client, what: &str) -> Result<Option<Bytes>> {
+    async fn chunk(&mut self, wanted: &Wanted) -> Result<Option<Bytes>> {
         loop {
             let before = Instant::now();
             let chunk = self.answer.response.chunk().await;
             self.waited += before.elapsed();
-            let host = self.answer.host.authority();
-            let Some(mut chunk) = chunk.map_err(|source| transport(host, what, source))? else {
+            let host = &self.answer.host;
+            let Some(mut chunk) = chunk.map_err(|source| transport(host.authority(), &wanted.what, source))? else {
                 // A server that does not say how much it gives can be cut off without a sign.
-                if self.answer.silent && self.came < self.length {
-                    return Err(cut_off(&self.answer.host, what, self.came));
+                if self.came < self.length && (self.part || self.answer.silent) {
+                    return Err(wanted.cut_off(host, self.came));
                 }
                 return Ok(None);
             };
-            client.sender.bandwidth.pay(chunk.len()).await;
             self.came += chunk.len() as u64;
+            if self.part && self.came > self.length {
+                return Err(wanted.wrong_range(host.authority().to_owned(), "more than that part"));
+            }
+            wanted.client.sender.bandwidth.pay(chunk.len()).await;
             let skipped = chunk.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
             self.skip -= skipped as u64;
             chunk.advance(skipped);
@@ -292,66 +323,23 @@ impl Stream {
 
 impl Parts {
     /// Asks for as many parts as there is room for, and for the next one in any case.
-    fn fill(&mut self, client: &Arc<Client>, reference: &Reference, descriptor: &Descriptor, what: &Arc<str>) {
-        while self.next < descriptor.size {
-            let room = client.room_for_part(&self.from);
-            // The next one is needed in any case.
+    fn fill(&mut self, wanted: &Arc<Wanted>) {
+        while self.next < wanted.descriptor.size {
+            let room = wanted.client.room_for_part(&self.from);
             if room.is_none() && !self.coming.is_empty() {
                 return;
             }
-            let range = (self.next, (self.next + PART).min(descriptor.size));
-            self.next = range.1;
+            let from = self.next;
+            let until = (from + PART).min(wanted.descriptor.size);
+            self.next = until;
             let (sender, chunks) = mpsc::unbounded_channel();
-            let (client, from, reference) = (client.clone(), self.from.clone(), reference.clone());
-            let (descriptor, what) = (descriptor.clone(), what.clone());
+            let (wanted, origin) = (wanted.clone(), self.from.clone());
             let task = tokio::spawn(async move {
-                if let Err(error) = part(&client, &from, &reference, &descriptor, &what, range, &sender).await {
+                if let Err(error) = wanted.part(&origin, from, until, &sender).await {
                     let _ = sender.send(Err(error));
                 }
             });
             self.coming.push_back(Part { chunks, task, _room: room });
         }
     }
-}
-
-/// Gets one part, in one try.
-async fn part(
-    client: &Client,
-    from: &Origin,
-    reference: &Reference,
-    descriptor: &Descriptor,
-    what: &str,
-    (at, end): (u64, u64),
-    chunks: &mpsc::UnboundedSender<Result<Option<Bytes>>>,
-) -> Result<()> {
-    let range = Some((format!("bytes={at}-{}", end - 1), None));
-    let ask = Ask { range, ..Ask::new("blobs", descriptor.digest.as_str(), "*/*", what) };
-    let answer = client.once_more(from, reference, &ask).await?;
-    let right = check(&answer, Some((at, end)), descriptor.size, what);
-    if !matches!(right, Ok(true)) {
-        client.gives_no_parts(reference.registry());
-        let whole = |_| Error::WrongRange {
-            host: answer.host.authority().to_owned(),
-            what: what.to_owned(),
-            got: "all of it".to_owned(),
-        };
-        return Err(right.map_or_else(|error| error, whole));
-    }
-    let host = answer.host.clone();
-    let mut stream = Stream { answer, skip: 0, end, length: end - at, waited: Duration::ZERO, came: 0 };
-    while let Some(chunk) = stream.chunk(client, what).await? {
-        if stream.came > stream.length {
-            client.gives_no_parts(reference.registry());
-            let host = host.authority().to_owned();
-            return Err(Error::WrongRange { host, what: what.to_owned(), got: "more than the part".to_owned() });
-        }
-        if chunks.send(Ok(Some(chunk))).is_err() {
-            return Ok(());
-        }
-    }
-    if stream.came < stream.length {
-        return Err(cut_off(&host, what, stream.came));
-    }
-    let _ = chunks.send(Ok(None));
-    Ok(())
 }

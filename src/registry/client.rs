@@ -1,7 +1,6 @@
 //! What a registry can be asked for; which of its hosts answers is decided here.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -13,9 +12,9 @@ use super::auth::{Auth, Place};
 use super::blob::{Blob, Origin, PARTS};
 use super::hosts::{Capabilities, Host, HostsDirs};
 use super::patience::Patience;
-use super::send::{Answer, Ask, Sender, lock, transport};
+use super::send::{Answer, Ask, Sender, transport};
 use super::tls::Trust;
-use super::{Error, Notify, Options, Result};
+use super::{Error, Notify, Options, Result, lock};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 
 /// A registry's own word for what it sends (distribution specification).
@@ -368,9 +367,4 @@ fn allows(capabilities: Capabilities, ask: &Ask<'_>) -> bool {
         "manifests" if !ask.target.contains(':') => capabilities.pull && capabilities.resolve,
         _ => capabilities.pull,
     }
-}
-
-/// containerd's rule for registries that speak plain HTTP by default (`docker.IsLocalhost`).
-pub(super) fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -1,10 +1,13 @@
 //! One budget for a host, shared by all who ask it: how many at once, how often, and not at all while it asks for patience.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+use super::patience::backoff;
+use super::{LONGEST_PATIENCE, lock};
 
 /// Limits of a host's budget.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +67,7 @@ impl Gate {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits until a request may begin.
@@ -136,8 +139,8 @@ impl Gate {
             state.went_well = 0;
             state.refusals += 1;
         }
-        let wait = retry_after.unwrap_or_else(|| super::patience::backoff(state.refusals));
-        if wait > super::LONGEST_PATIENCE {
+        let wait = retry_after.unwrap_or_else(|| backoff(state.refusals));
+        if wait > LONGEST_PATIENCE {
             // Nobody waits for that: whoever asks is refused, and fails.
             return None;
         }
@@ -170,7 +173,7 @@ impl Bandwidth {
     pub(super) async fn pay(&self, bytes: usize) {
         let Some(rate) = self.bytes_a_second else { return };
         let until = {
-            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut paid = lock(&self.paid);
             let nanos = bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
             let now = Instant::now();
             let begin = (*paid).max(now.checked_sub(Self::BURST).unwrap_or(now));

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,6 @@ use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::client::is_loopback;
 use super::duration;
 
 /// What containerd's documentation calls this file.
@@ -74,7 +74,7 @@ impl TlsFiles {
 impl Host {
     /// Whoever is at a URL, about whom nothing is known.
     pub(super) fn unknown(url: &Url) -> Self {
-        Self { base: url.clone(), ..Table::default().host() }
+        Table::default().host(url.clone(), false, String::new())
     }
 
     /// Host and port.
@@ -234,21 +234,27 @@ fn default_host(registry: &str, plain_http: bool, mut table: Table, why: String)
     }
     let base = Url::parse(&format!("{scheme}://{authority}/v2/"))
         .map_err(|error| HostsError::BadName { registry: registry.to_owned(), why: error.to_string() })?;
-    Ok(Host { base, https_first, capabilities: Capabilities::ALL, why, ..table.host() })
+    table.capabilities = None;
+    Ok(table.host(base, https_first, why))
 }
 
 impl Table {
-    fn host(self) -> Host {
+    fn host(self, base: Url, https_first: bool, why: String) -> Host {
         Host {
-            base: Url::parse("https://registry.invalid/v2/").unwrap_or_else(|_| unreachable!("it is a URL")),
-            https_first: false,
+            base,
+            https_first,
             capabilities: self.capabilities.unwrap_or(Capabilities::ALL),
             tls: self.tls,
             headers: self.headers,
             dial_timeout: self.dial_timeout,
-            why: String::new(),
+            why,
         }
     }
+}
+
+/// containerd's rule for registries that speak plain HTTP by default (`docker.IsLocalhost`).
+pub(super) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Host and port of an authority.
@@ -319,7 +325,7 @@ impl File<'_> {
         base.set_path(&format!("{path}/"));
         let https_first =
             base.scheme() == "http" && table.tls.is_explicit() && base.port().is_some_and(|port| port != 80);
-        Ok(Host { base, https_first, why: format!("{}:{}: {key}", self.path.display(), self.line(at)), ..table.host() })
+        Ok(table.host(base, https_first, format!("{}:{}: {key}", self.path.display(), self.line(at))))
     }
 
     fn table(&self, table: &DeTable<'_>, prefix: &str) -> Result<Table, HostsError> {

@@ -17,7 +17,7 @@ mod tls;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use blob::Blob;
@@ -31,7 +31,7 @@ pub const DEFAULT_TRIES: u32 = 10;
 /// How long a connection may be silent, unless asked otherwise.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_mins(1);
 /// Requests under way at a host, unless asked otherwise.
-pub const DEFAULT_PER_HOST: usize = 10;
+pub const DEFAULT_PER_HOST: u8 = 10;
 /// A host that asks for more patience than this is not waited for.
 const LONGEST_PATIENCE: Duration = Duration::from_mins(15);
 
@@ -70,7 +70,7 @@ impl Default for Manners {
         Self {
             tries: DEFAULT_TRIES,
             stall_timeout: DEFAULT_STALL_TIMEOUT,
-            per_host: DEFAULT_PER_HOST,
+            per_host: DEFAULT_PER_HOST.into(),
             requests_a_second: None,
             bandwidth: None,
         }
@@ -150,12 +150,7 @@ impl Quota {
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} pulls", self.remaining, self.limit)?;
-        match self.window {
-            0 => Ok(()),
-            seconds if seconds % 3600 == 0 => write!(f, " in {} hours", seconds / 3600),
-            seconds => write!(f, " in {seconds} s"),
-        }
+        write!(f, "{} of {} pulls in {} hours", self.remaining, self.limit, self.window / 3600)
     }
 }
 
@@ -383,3 +378,8 @@ impl Error {
 }
 
 type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A lock whose holder may have panicked: nothing here is left half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,7 +1,7 @@
 //! One request to one host: its turn, its signature, its redirects, and what the answer means.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +13,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use super::auth::{Auth, Place, Signature};
 use super::blob::Origin;
 use super::gate::{Bandwidth, Gate, Limits, Turn};
-use super::hosts::{Host, TlsFiles};
+use super::hosts::{Host, TlsFiles, is_loopback};
 use super::patience::retry_after;
 use super::tls::Trust;
-use super::{Error, Manners, Notice, Notify, Quota, Result};
-use crate::registry::client::is_loopback;
+use super::{Error, Manners, Notice, Notify, Quota, Result, lock};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
@@ -399,10 +398,6 @@ fn has_cause(
         None => error.source(),
     };
     is(error) || cause.is_some_and(|cause| has_cause(cause, is))
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn is_loopback_url(url: &Url) -> bool {

@@ -181,6 +181,14 @@ fn between_the_commits() {
     whole(&marked, &registry, "");
     is_finished(&marked);
 
+    // A blob is in place, and the rest of its ingest is still there: it goes.
+    let placed = copy("placed");
+    let ingest = containerd_root(&placed).join("io.containerd.content.v1.content/ingest/d1");
+    fs::create_dir(&ingest).unwrap();
+    fs::write(ingest.join("ref"), "k8s.io/1/layer-sha256:d1").unwrap();
+    whole(&placed, &registry, "");
+    is_finished(&placed);
+
     // Directories that are somebody else's are left alone, and no id of theirs is given out.
     let foreign = copy("foreign");
     remove(&foreign, meta_db);

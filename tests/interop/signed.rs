@@ -4,17 +4,16 @@ use std::path::Path;
 use std::process::Command;
 
 use ::prebake::fixture::Content;
-use ::prebake::oci::{Descriptor, Digest, media_type};
+use ::prebake::oci::{Digest, media_type};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use crate::support::content::build;
+use crate::support::content::{app, artifact, tag, target};
 use crate::support::prebake::prebake;
 use crate::support::registry::TestRegistry;
 
 const BAKE: &str = "bake --tries 2 --platform linux/amd64";
-const SPEC: &str = "[layer.l]\nfiles = [{ path = \"f\", random = 1000 }]\n[[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"l\"]\n";
 
 fn openssl(dir: &Path, args: &str) {
     let output = Command::new("openssl").current_dir(dir).args(args.split_whitespace()).output().unwrap();
@@ -28,34 +27,6 @@ fn key(dir: &Path, name: &str, algorithm: &str) {
 }
 
 const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
-
-fn target(content: &Content) -> Digest {
-    content.tags[&("app".to_owned(), "1".to_owned())].clone()
-}
-
-/// An artifact with one blob that has annotations.
-fn artifact(
-    content: &mut Content,
-    kind: &str,
-    data: &str,
-    annotations: serde_json::Value,
-    subject: Option<&Digest>,
-) -> Descriptor {
-    let config = content.add(media_type::OCI_CONFIG, "{}");
-    let blob = content.add(kind, data.to_owned());
-    let mut layer = json!(blob);
-    layer["annotations"] = annotations;
-    let mut manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "artifactType": kind, "config": config, "layers": [layer]});
-    if let Some(subject) = subject {
-        manifest["subject"] =
-            json!({"mediaType": media_type::OCI_INDEX, "digest": subject, "size": content.blobs[subject].1.len()});
-    }
-    content.add_json(media_type::OCI_MANIFEST, &manifest)
-}
-
-fn tag(content: &mut Content, tag: &str, digest: Digest) {
-    content.tags.insert(("app".to_owned(), tag.to_owned()), digest);
-}
 
 /// As `cosign sign --key` does it.
 fn sign(content: &mut Content, dir: &Path, key: &str, of: &Digest, about: &Digest) {
@@ -72,7 +43,7 @@ fn sign(content: &mut Content, dir: &Path, key: &str, of: &Digest, about: &Diges
     let signature = STANDARD.encode(std::fs::read(dir.join("signature")).unwrap());
     let annotations = json!({"dev.cosignproject.cosign/signature": signature});
     let kind = "application/vnd.dev.cosign.simplesigning.v1+json";
-    let manifest = artifact(content, kind, &payload, annotations, None);
+    let manifest = artifact(content, kind, &payload, &annotations, None);
     tag(content, &format!("{}.sig", of.as_tag()), manifest.digest);
 }
 
@@ -95,7 +66,7 @@ fn images_are_admitted_by_their_signatures() {
         }
         run.stderr
     };
-    let content = build(SPEC);
+    let content = app();
     let target = target(&content);
     let signed = |key: &str, about: &Digest| {
         let mut content = content.clone();

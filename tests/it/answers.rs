@@ -4,14 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ::prebake::fixture::{Body, full};
+use ::prebake::fixture::{Body, Content, full};
+use ::prebake::oci::media_type;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::Response;
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
+use hyper::{Request, Response};
 
 use crate::support::registry::respond;
+
+/// A header of a request, if it was sent.
+pub fn sent(request: &Request<Incoming>, name: &str) -> Option<String> {
+    Some(request.headers().get(name)?.to_str().unwrap().to_owned())
+}
+
+/// A header of a request, or nothing.
+pub fn header(request: &Request<Incoming>, name: &str) -> String {
+    sent(request, name).unwrap_or_default()
+}
+
+/// The digest and the bytes of the first layer.
+pub fn layer_of(content: &Content) -> (String, Bytes) {
+    let (digest, (_, bytes)) = content.blobs.iter().find(|(_, (kind, _))| media_type::is_layer(kind)).unwrap();
+    (digest.to_string(), bytes.clone())
+}
 
 pub fn text(status: u16, body: &str) -> Response<Body> {
     respond(status, &[], full(body.to_owned()))

@@ -5,21 +5,15 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hyper::Request;
-use hyper::body::Incoming;
 use prebake::fixture::full;
 
-use crate::answers::text;
+use crate::answers::{header, text};
 use crate::support::content::demo;
 use crate::support::prebake::{Run, command, prebake};
 use crate::support::registry::{TestRegistry, respond};
 
 /// `user:secret` in base64.
 const BASIC: &str = "Basic dXNlcjpzZWNyZXQ=";
-
-fn header(request: &Request<Incoming>, name: &str) -> String {
-    request.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
-}
 
 fn config(dir: &Path, registry: &str, auth: &str) {
     std::fs::write(dir.join("config.json"), format!(r#"{{"auths": {{"{registry}": {{"auth": "{auth}"}}}}}}"#)).unwrap();

@@ -10,7 +10,7 @@ use prebake::fixture::{Body, Content, full};
 use prebake::oci::{Descriptor, Digest, MAX_DOCUMENT, media_type};
 use serde_json::{Value, json};
 
-use crate::answers::{broken, endless, text};
+use crate::answers::{broken, endless, layer_of, text};
 use crate::support::content::{build, demo};
 use crate::support::prebake::{Run, blobs, prebake, records};
 use crate::support::registry::{TestRegistry, respond, slow};
@@ -24,11 +24,6 @@ const SMALL: &str = r#"
     layers = ["one"]
 "#;
 const BAKE: &str = "bake --tries 3 --platform linux/amd64";
-
-fn layer_of(content: &Content) -> (String, Bytes) {
-    let (digest, (_, bytes)) = content.blobs.iter().find(|(_, (kind, _))| media_type::is_layer(kind)).unwrap();
-    (digest.to_string(), bytes.clone())
-}
 
 /// Bakes `app:1` from a registry that answers requests for `path_end` by `answer`.
 fn with_fault(

@@ -9,20 +9,14 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hyper::Request;
-use hyper::body::Incoming;
 use prebake::fixture::full;
 
-use crate::answers::text;
+use crate::answers::{header, text};
 use crate::support::content::demo;
 use crate::support::prebake::{Run, command, prebake};
 use crate::support::registry::{TestRegistry, respond};
 
 const HELLO: &str = "demo/hello:1.0";
-
-fn header(request: &Request<Incoming>, name: &str) -> String {
-    request.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
-}
 
 /// A registry that wants Basic, and remembers what it was given.
 fn basic() -> (TestRegistry, Arc<Mutex<Vec<String>>>) {

@@ -1,57 +1,28 @@
 //! What refers to an image: taken along, and kept.
 
-use prebake::fixture::Content;
-use prebake::oci::{Descriptor, Digest, media_type};
-use serde_json::json;
 use std::path::Path;
 
+use prebake::oci::{Descriptor, Digest, media_type};
+use serde_json::json;
+
 use crate::answers::text;
-use crate::support::content::build;
+use crate::support::content::{app, artifact, tag, target};
 use crate::support::prebake::{Run, blobs, command, prebake};
 use crate::support::registry::{TestRegistry, respond};
 
 const BAKE: &str = "bake --tries 2 --platform linux/amd64";
-const SPEC: &str = "[layer.l]\nfiles = [{ path = \"f\", random = 1000 }]\n[[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"l\"]\n";
 const SBOM: &str = "application/spdx+json";
-
-fn target(content: &Content) -> Digest {
-    content.tags[&("app".to_owned(), "1".to_owned())].clone()
-}
-
-/// An artifact with one blob that has annotations.
-fn artifact(
-    content: &mut Content,
-    kind: &str,
-    data: &str,
-    annotations: serde_json::Value,
-    subject: Option<&Digest>,
-) -> Descriptor {
-    let config = content.add(media_type::OCI_CONFIG, "{}");
-    let blob = content.add(kind, data.to_owned());
-    let mut layer = json!(blob);
-    layer["annotations"] = annotations;
-    let mut manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "artifactType": kind, "config": config, "layers": [layer]});
-    if let Some(subject) = subject {
-        manifest["subject"] =
-            json!({"mediaType": media_type::OCI_INDEX, "digest": subject, "size": content.blobs[subject].1.len()});
-    }
-    content.add_json(media_type::OCI_MANIFEST, &manifest)
-}
-
-fn tag(content: &mut Content, tag: &str, digest: Digest) {
-    content.tags.insert(("app".to_owned(), tag.to_owned()), digest);
-}
 
 #[test]
 fn referrers_come_along_and_are_kept() {
-    let mut content = build(SPEC);
+    let mut content = app();
     let target = target(&content);
     let signature =
-        artifact(&mut content, "application/vnd.dev.cosign.simplesigning.v1+json", "signed", json!({}), None);
+        artifact(&mut content, "application/vnd.dev.cosign.simplesigning.v1+json", "signed", &json!({}), None);
     tag(&mut content, &format!("{}.sig", target.as_tag()), signature.digest);
-    let sbom = artifact(&mut content, SBOM, "{\"sbom\": 1}", json!({}), Some(&target));
+    let sbom = artifact(&mut content, SBOM, "{\"sbom\": 1}", &json!({}), Some(&target));
     // A signature of the list of parts: a referrer of a referrer.
-    let about = artifact(&mut content, "application/x-about", "about", json!({}), Some(&sbom.digest));
+    let about = artifact(&mut content, "application/x-about", "about", &json!({}), Some(&sbom.digest));
     let list = |referrer: &Descriptor, kind: &str| {
         let mut entry = json!(referrer);
         entry["artifactType"] = json!(kind);

@@ -15,6 +15,7 @@ use crate::answers::{broken, text};
 use crate::support::content::build;
 use crate::support::prebake::{blobs, prebake, start};
 use crate::support::registry::{TestRegistry, respond};
+use crate::support::rng::Rng;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
@@ -30,27 +31,14 @@ fn images(count: u64) -> Content {
     build(&layers.chain(images).collect::<String>())
 }
 
-/// splitmix64.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-}
-
 /// Something else than the answer.
-fn fault(content: &Content, request: &Request<Incoming>, chance: &mut Chance) -> Response<Body> {
-    let kind = chance.next(20);
+fn fault(content: &Content, request: &Request<Incoming>, rng: &mut Rng) -> Response<Body> {
+    let kind = rng.below(20);
     let path = request.uri().path();
     let digest = path.rsplit('/').next().unwrap().parse().ok();
     let bytes = digest.and_then(|digest| content.blobs.get(&digest)).map(|(_, bytes)| bytes.clone());
-    let cut = |bytes: &Bytes, chance: &mut Chance| {
-        let at = usize::try_from(chance.next(bytes.len() as u64)).unwrap();
+    let cut = |bytes: &Bytes, rng: &mut Rng| {
+        let at = rng.below(bytes.len());
         respond(200, &[("content-length", &bytes.len().to_string())], broken(bytes.slice(..at)))
     };
     match (kind, bytes) {
@@ -63,10 +51,10 @@ fn fault(content: &Content, request: &Request<Incoming>, chance: &mut Chance) ->
         // A byte that is another one.
         (9, Some(bytes)) if path.contains("/blobs/") && !bytes.is_empty() => {
             let mut wrong = bytes.to_vec();
-            wrong[usize::try_from(chance.next(bytes.len() as u64)).unwrap()] ^= 4;
+            wrong[rng.below(bytes.len())] ^= 4;
             respond(200, &[], full(wrong))
         }
-        (_, Some(bytes)) if !bytes.is_empty() => cut(&bytes, chance),
+        (_, Some(bytes)) if !bytes.is_empty() => cut(&bytes, rng),
         _ => text(504, ""),
     }
 }
@@ -84,14 +72,14 @@ fn soak(seed: u64) -> Soak {
     let content = self::images(images);
     let own = content.clone();
     let faults = Arc::new(AtomicUsize::new(0));
-    let (count, chance) = (faults.clone(), Mutex::new(Chance(seed)));
+    let (count, rng) = (faults.clone(), Mutex::new(Rng::new(seed)));
     let registry = TestRegistry::faulty(content.clone(), move |request| {
-        let mut chance = chance.lock().unwrap();
-        if chance.next(5) > 0 {
+        let mut rng = rng.lock().unwrap();
+        if !rng.one_in(5) {
             return None;
         }
         count.fetch_add(1, Ordering::SeqCst);
-        Some(fault(&own, request, &mut chance))
+        Some(fault(&own, request, &mut rng))
     });
     Soak { registry, faults, images, content }
 }

@@ -9,9 +9,8 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use prebake::fixture::{Body, Content, full};
-use prebake::oci::media_type;
 
-use crate::answers::{broken, endless, silent, text};
+use crate::answers::{broken, counted, endless, layer_of, sent, silent, text};
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs, prebake, start};
 use crate::support::registry::{TestRegistry, respond, slow};
@@ -22,15 +21,6 @@ fn image(size: u32) -> Content {
     build(&format!(
         "[layer.l]\nfiles = [{{ path = \"f\", random = {size} }}]\n[[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n"
     ))
-}
-
-fn layer_of(content: &Content) -> (String, Bytes) {
-    let (digest, (_, bytes)) = content.blobs.iter().find(|(_, (kind, _))| media_type::is_layer(kind)).unwrap();
-    (digest.to_string(), bytes.clone())
-}
-
-fn header(request: &Request<Incoming>, name: &str) -> Option<String> {
-    Some(request.headers().get(name)?.to_str().unwrap().to_owned())
 }
 
 /// A registry with `app:1`, whose answers for the layer `fault` may replace: it is given the request, its number, and the
@@ -56,7 +46,7 @@ fn odd(
         }
         let number = {
             let mut log = log.lock().unwrap();
-            log.push((header(request, "range"), header(request, "if-range")));
+            log.push((sent(request, "range"), sent(request, "if-range")));
             log.len()
         };
         fault(request, number, &bytes)
@@ -156,7 +146,7 @@ fn killed_and_gone_on_with() {
         if !request.uri().path().ends_with(&digest) {
             return None;
         }
-        let (range, condition) = (header(request, "range"), header(request, "if-range"));
+        let (range, condition) = (sent(request, "range"), sent(request, "if-range"));
         let first = range.is_none();
         log.lock().unwrap().push((range, condition));
         let headers = [("content-length", &*bytes.len().to_string()), ("etag", "\"kept\"")];
@@ -209,7 +199,7 @@ fn large_blobs_come_in_parts_where_that_helps() {
     let most = Arc::new(AtomicUsize::new(0));
     let (now, peak) = (under_way, most.clone());
     let odd = odd(40_000_000, move |request, _, bytes| {
-        let range = header(request, "range")?;
+        let range = sent(request, "range")?;
         let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
         let (from, to) = (from.parse::<usize>().ok()?, to.parse::<usize>().ok()? + 1);
         let count = now.fetch_add(1, Ordering::SeqCst) + 1;
@@ -218,11 +208,7 @@ fn large_blobs_come_in_parts_where_that_helps() {
         let body = slow(bytes.slice(from..to), 140_000, Duration::from_millis(10));
         let content_range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
         let length = (to - from).to_string();
-        Some(respond(
-            206,
-            &[("content-range", &content_range), ("content-length", &length)],
-            crate::answers::counted(body, own),
-        ))
+        Some(respond(206, &[("content-range", &content_range), ("content-length", &length)], counted(body, own)))
     });
     let root = tempfile::tempdir().unwrap();
     let before = Instant::now();
@@ -276,7 +262,7 @@ fn parts_that_break_and_parts_that_lie() {
     ];
     for fault in faults {
         let odd = odd(40_000_000, move |request, number, bytes| {
-            let range = header(request, "range")?;
+            let range = sent(request, "range")?;
             let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
             let from = from.parse::<usize>().ok()?;
             let to = to.parse::<usize>().map_or(bytes.len(), |to| to + 1);
@@ -304,7 +290,7 @@ fn an_address_that_expired_is_asked_for_again() {
         if n / 3 != current.fetch_add(1, Ordering::SeqCst) / 3 {
             return Some(text(403, "expired"));
         }
-        let range = header(request, "range")?;
+        let range = sent(request, "range")?;
         let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
         let from = from.parse::<usize>().ok()?;
         let to = to.parse::<usize>().map_or(bytes.len(), |to| to + 1);
