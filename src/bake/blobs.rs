@@ -17,12 +17,13 @@ use super::{Error, Event, Listener, Request, Totals};
 use crate::catalog::Catalog;
 use crate::content::{self, Growing, Started, Stat, Store};
 use crate::kind::chain;
+use crate::layer;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
 use crate::registry::{self, Client, RawDocument, Room};
 
 /// How often a blob or document is asked for when what comes is not what its digest names. Broken connections and servers
 /// are the registry client's own business.
-pub(super) const TRIES: usize = 4;
+const TRIES: usize = 4;
 /// A connection whose bytes nobody takes for so long is given up, to be opened again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Chunks between the network and the disk, of all blobs together. A chunk is what one read of a connection gives, at most
@@ -251,13 +252,10 @@ impl Blobs {
             let moved;
             (guard, moved) = self.transfer(reference, descriptor, guard, &progress).await?;
             match moved {
-                Err(error) if is_passing(&error) && tries < TRIES => {
-                    self.client.gives_no_parts(reference.registry());
-                    let (lost, reason) = (progress.came.swap(0, Ordering::Relaxed), &chain(&error));
-                    self.listener.on(&Event::BlobRetried { digest: &descriptor.digest, lost, reason });
+                Err(error) => {
+                    self.once_more(reference, &progress, tries, error)?;
                     tries += 1;
                 }
-                Err(error) => return Err(error),
                 Ok(fetched) => {
                     progress.came.store(0, Ordering::Relaxed);
                     self.done(descriptor, guard, fetched);
@@ -265,6 +263,17 @@ impl Blobs {
                 }
             }
         }
+    }
+
+    /// After bytes that were not what was promised; gives the error back when asking once more is of no use.
+    fn once_more(&self, reference: &Reference, progress: &Progress<'_>, tries: usize, error: Error) -> Result<()> {
+        if !is_passing(&error) || tries >= TRIES {
+            return Err(error);
+        }
+        self.client.gives_no_parts(reference.registry());
+        let (lost, reason) = (progress.came.swap(0, Ordering::Relaxed), &chain(&error));
+        self.listener.on(&Event::BlobRetried { digest: progress.digest, lost, reason });
+        Ok(())
     }
 
     /// Moves a blob from the network to the store: one task reads, one thread hashes and writes. Whether bytes came: what
@@ -360,26 +369,34 @@ impl Blobs {
         self.permits.acquire().await.map_err(|_| Error::Task)
     }
 
-    /// Gives a blob to a reader, who verifies it, and to nobody else. Comes back with what the reader made of it, and how
-    /// the network failed, if it did.
-    pub(super) async fn stream<T: Send + 'static, E: Send + 'static>(
+    /// Gives a blob to a reader, who verifies it, and to nobody else.
+    pub(super) async fn stream(
         self: &Arc<Self>,
         reference: &Reference,
         descriptor: &Descriptor,
-        read: impl FnOnce(Piped) -> Result<T, E> + Send + 'static,
-    ) -> Result<(Result<T, E>, Option<registry::Error>)> {
+        read: impl Fn(Piped) -> layer::Result<()> + Clone + Send + 'static,
+    ) -> Result<()> {
         self.slot(descriptor);
         self.listener.on(&Event::BlobStarted { digest: &descriptor.digest, size: descriptor.size });
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
-        let (chunks, received) = mpsc::channel::<Bytes>(self.chunks);
-        let reader = spawn_blocking(move || read(Piped { received, chunk: Bytes::new() }));
-        let failed = self.receive(reference, descriptor, Begin::default(), chunks, &progress).await.err();
-        let read = reader.await.map_err(|_| Error::Task)?;
-        if read.is_ok() {
-            progress.came.store(0, Ordering::Relaxed);
-            self.count(descriptor, true);
+        let mut tries = 1;
+        loop {
+            let (chunks, received) = mpsc::channel::<Bytes>(self.chunks);
+            let read = read.clone();
+            let reader = spawn_blocking(move || read(Piped { received, chunk: Bytes::new() }));
+            let failed = self.receive(reference, descriptor, Begin::default(), chunks, &progress).await.err();
+            let error = match (reader.await.map_err(|_| Error::Task)?, failed) {
+                (Ok(()), _) => {
+                    progress.came.store(0, Ordering::Relaxed);
+                    self.count(descriptor, true);
+                    return Ok(());
+                }
+                (Err(layer::Error::Source(_)), Some(error)) => error.into(),
+                (Err(source), _) => Error::Layer { digest: descriptor.digest.clone(), source },
+            };
+            self.once_more(reference, &progress, tries, error)?;
+            tries += 1;
         }
-        Ok((read, failed))
     }
 
     /// Writes bytes that are all here.
@@ -547,6 +564,7 @@ fn is_passing(error: &Error) -> bool {
             error,
             content::Error::TooShort { .. } | content::Error::TooLong { .. } | content::Error::WrongDigest { .. }
         ),
+        Error::Layer { source, .. } => matches!(source, layer::Error::Source(_)),
         _ => false,
     }
 }

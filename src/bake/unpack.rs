@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::spawn_blocking;
 
-use super::blobs::{Blobs, Coming, Result, TRIES};
+use super::blobs::{Blobs, Coming, Result};
 use super::{Error, Event, Listener, Totals};
 use crate::content::{GrowingReader, Store};
 use crate::layer::{self, Buffers, Job, Onto, Usage};
@@ -305,31 +305,10 @@ impl Unpacker {
 }
 
 async fn unpack_streamed(work: Work, blobs: &Arc<Blobs>, reference: &Reference, held: Held) -> Result<()> {
-    let held = Arc::new(held);
-    let mut tries = 1;
-    loop {
-        let (again, hold) = (work.clone(), held.clone());
-        let descriptor = &work.layer().descriptor;
-        let unpack = move |piped| {
-            let result = again.unpack(Verified::new(piped, &again.layer().descriptor));
-            drop(hold);
-            result
-        };
-        let error = match blobs.stream(reference, descriptor, unpack).await? {
-            (Ok(()), _) => return Ok(()),
-            (Err(layer::Error::Source(_)), Some(error)) => Error::Registry(error),
-            (Err(error), _) => work.error(error),
-        };
-        let passing = match &error {
-            Error::Registry(error) => error.is_passing(),
-            Error::Layer { source: layer::Error::Source(_), .. } => true,
-            _ => false,
-        };
-        if !passing || tries == TRIES {
-            return Err(error);
-        }
-        tries += 1;
-    }
+    let descriptor = work.layer().descriptor.clone();
+    let work = Arc::new((work, held));
+    let unpack = move |piped| work.0.unpack(Verified::new(piped, &work.0.layer().descriptor));
+    blobs.stream(reference, &descriptor, unpack).await
 }
 
 /// Layers keep directories open, their own and those of the layers below: as many as the system allows, not the fewer that
@@ -370,12 +349,18 @@ impl Work {
         Error::Layer { digest: self.layer().descriptor.digest.clone(), source }
     }
 
-    /// On a thread of its own.
-    fn unpack(&self, source: impl Read + Send) -> layer::Result<()> {
+    /// On a thread of its own. What comes of a layer has to be read to its end: only there is known whether these are its
+    /// bytes, and whose fault it is when they are not to be unpacked.
+    fn unpack(&self, mut source: impl Read + Send) -> layer::Result<()> {
         let Layer { descriptor: Descriptor { digest, .. }, chain, .. } = self.layer();
         let listener = &self.unpacker.listener;
         listener.on(&Event::LayerStarted { digest, chain });
-        let result = self.unpack_quietly(source);
+        let mut result = self.unpack_quietly(&mut source);
+        if result.as_ref().is_err_and(layer::Error::is_of_bytes)
+            && let Err(error) = io::copy(&mut source, &mut io::sink())
+        {
+            result = Err(layer::Error::Source(error));
+        }
         let unpacked = result.as_ref().ok().copied();
         listener.on(&Event::LayerEnded { digest, chain, unpacked });
         self.unpacker.layers.fetch_add(unpacked.is_some().into(), Ordering::Relaxed);

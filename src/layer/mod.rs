@@ -104,6 +104,11 @@ impl Error {
         }
     }
 
+    /// Whether other bytes of the layer might do better; else its bytes have nothing to do with it, or cannot be had.
+    pub fn is_of_bytes(&self) -> bool {
+        !matches!(self, Self::Source(_) | Self::Io(_) | Self::UnknownMediaType(_) | Self::Stopped)
+    }
+
     fn entry(path: &[u8], action: &'static str, source: io::Error) -> Self {
         Self::Entry { path: Self::lossy(path), action, source }
     }

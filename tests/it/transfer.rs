@@ -92,6 +92,26 @@ fn a_broken_transfer_goes_on() {
 }
 
 #[test]
+fn wrong_bytes_are_not_the_image_s_fault() {
+    // Early in the gzip, where unpacking fails at once, and in the sum at its end; the third try is right.
+    for at in [5_000, 1_999_990] {
+        for how in ["", "--unpack", "--unpack --discard-layers"] {
+            if how.is_empty() || rustix::process::geteuid().is_root() {
+                let odd = odd(2_000_000, move |_, number, bytes| {
+                    let mut wrong = bytes.to_vec();
+                    wrong[at] ^= 0xff;
+                    (number < 3).then(|| respond(200, &[], full(wrong)))
+                });
+                let root = tempfile::tempdir().unwrap();
+                let run = odd.arrives(root.path(), how);
+                assert_eq!(run.stderr.matches("again: sha256:").count(), 2, "{how}: {}", run.stderr);
+                assert_eq!(odd.asked(), vec![(None, None); 3], "{how}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_end_without_a_sign_is_noticed() {
     // No length, no chunks: only the end of the connection.
     let odd = odd(2_000_000, |_, number, bytes| (number == 1).then(|| silent(bytes.slice(..1_500_000))));
