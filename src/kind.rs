@@ -66,6 +66,7 @@ impl From<&registry::Error> for Kind {
             | Error::Limited { .. }
             | Error::Quota { .. }
             | Error::Transport { .. }
+            | Error::Stalled { .. }
             | Error::CutOff { .. }
             | Error::WrongRange { .. }
             | Error::Address { .. }

@@ -54,10 +54,10 @@ pub(super) struct AccessArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Registries")]
 pub(super) struct MannersArgs {
-    /// Tries of a request, or of a transfer since bytes last came, before an image fails
+    /// Tries of a request, or of a transfer since it last came on, before an image fails
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TRIES, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
-    /// Seconds that a connection may be silent before it is given up for another one
+    /// Seconds that a connection may be silent, or as good as, before it is given up for another one
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_STALL_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     stall_timeout: u64,
     /// Requests under way at one host, at most

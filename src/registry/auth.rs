@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::credentials::{Credential, Found, Keychain, Secret};
 use super::hosts::Host;
-use super::send::{Sender, is_loopback_url};
+use super::send::{Sender, is_loopback_url, site};
 use super::{Error, Result, lock};
 
 /// How much of a token server's answer is read, in bytes.
@@ -164,7 +164,7 @@ impl Auth {
         let found = self.find(place).await?;
         let token_error = |why: String, passing| Error::Token {
             host: place.host.authority().to_owned(),
-            realm: bearer.realm.authority().to_owned(),
+            realm: site(&bearer.realm).to_owned(),
             what: place.what.to_owned(),
             why,
             passing,
@@ -211,11 +211,7 @@ impl Auth {
                     host: place.host.authority().to_owned(),
                     what: place.what.to_owned(),
                     who: self.who(place).await,
-                    detail: format!(
-                        ": {} gives no token ({status}){}",
-                        bearer.realm.authority(),
-                        super::send::words(&body)
-                    ),
+                    detail: format!(": {} gives no token ({status}){}", site(&bearer.realm), super::send::words(&body)),
                 });
             }
             status => {

@@ -5,18 +5,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use reqwest::header::{CONTENT_RANGE, ETAG};
 use reqwest::{StatusCode, Url};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::hosts::Host;
 use super::patience::Patience;
-use super::send::{Answer, Ask, transport};
+use super::send::{Answer, Ask};
 use super::{Client, Error, Result};
 use crate::oci::{Descriptor, Reference};
 
@@ -26,8 +24,6 @@ const PART: u64 = 4 << 20;
 const PARTS_FROM: u64 = 4 * PART;
 /// Parts of all blobs together that may be in memory before their turn.
 pub(super) const PARTS: usize = 12;
-/// A connection that gives a mebibyte in less is enough for a blob.
-const FAST: Duration = Duration::from_millis(10);
 
 /// A blob on its way.
 pub struct Blob {
@@ -70,9 +66,6 @@ struct Stream {
     length: u64,
     /// It is a part, whose length is certain; what is all of a blob by the server's word is for its reader to measure.
     part: bool,
-    /// How long the network was waited for, and for how many bytes.
-    waited: Duration,
-    came: u64,
 }
 
 /// Parts that come at the same time, in their order.
@@ -133,7 +126,7 @@ impl Blob {
             match self.next().await {
                 Ok(Some(chunk)) => {
                     self.at += chunk.len() as u64;
-                    self.patience.progress();
+                    self.patience.progress(chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
                 Ok(None) => return Ok(None),
@@ -175,7 +168,7 @@ impl Blob {
                     if stream.end == size {
                         return Ok(None);
                     }
-                    self.fast = stream.is_fast();
+                    self.fast = stream.answer.is_fast();
                     let from = stream.answer.origin();
                     self.source = if self.fast {
                         Source::Nobody
@@ -255,7 +248,7 @@ impl Wanted {
             None if part => return Err(self.wrong_range(answer.host.authority().to_owned(), "a part")),
             _ => (from, size, size),
         };
-        Ok(Stream { answer, skip, end, length, part, waited: Duration::ZERO, came: 0 })
+        Ok(Stream { answer, skip, end, length, part })
     }
 
     fn gives_no_parts(&self) {
@@ -290,22 +283,18 @@ impl Wanted {
 impl Stream {
     async fn chunk(&mut self, wanted: &Wanted) -> Result<Option<Bytes>> {
         loop {
-            let before = Instant::now();
-            let chunk = self.answer.response.chunk().await;
-            self.waited += before.elapsed();
-            let host = &self.answer.host;
-            let Some(mut chunk) = chunk.map_err(|source| transport(host.authority(), &wanted.what, source))? else {
+            let chunk = wanted.client.sender.chunk(&mut self.answer, &wanted.what).await?;
+            let (host, came) = (&self.answer.host, self.answer.came());
+            let Some(mut chunk) = chunk else {
                 // A server that does not say how much it gives can be cut off without a sign.
-                if self.came < self.length && (self.part || self.answer.silent) {
-                    return Err(wanted.cut_off(host, self.came));
+                if came < self.length && (self.part || self.answer.silent) {
+                    return Err(wanted.cut_off(host, came));
                 }
                 return Ok(None);
             };
-            self.came += chunk.len() as u64;
-            if self.part && self.came > self.length {
+            if self.part && came > self.length {
                 return Err(wanted.wrong_range(host.authority().to_owned(), "more than that part"));
             }
-            wanted.client.sender.bandwidth.pay(chunk.len()).await;
             let skipped = chunk.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
             self.skip -= skipped as u64;
             chunk.advance(skipped);
@@ -313,11 +302,6 @@ impl Stream {
                 return Ok(Some(chunk));
             }
         }
-    }
-
-    fn is_fast(&self) -> bool {
-        let mebibytes = u32::try_from(self.came >> 20).unwrap_or(u32::MAX);
-        self.waited <= FAST * mebibytes
     }
 }
 

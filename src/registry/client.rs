@@ -12,7 +12,7 @@ use super::auth::{Auth, Place};
 use super::blob::{Blob, Origin, PARTS};
 use super::hosts::{Capabilities, Host, HostsDirs};
 use super::patience::Patience;
-use super::send::{Answer, Ask, Sender, transport};
+use super::send::{Answer, Ask, Sender};
 use super::tls::Trust;
 use super::{Error, Notify, Options, Result, lock};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
@@ -316,11 +316,10 @@ impl Client {
         let next = header("link").and_then(|link| next_page(answer.response.url(), link));
         let promised = answer.response.content_length().unwrap_or(0);
         let mut all = Vec::new();
-        while let Some(chunk) = answer.response.chunk().await.map_err(|source| transport(&host, ask.what, source))? {
+        while let Some(chunk) = self.sender.chunk(&mut answer, ask.what).await? {
             if all.len() as u64 + chunk.len() as u64 > limit {
                 return Err(too_large(&answer, ask, limit));
             }
-            self.sender.bandwidth.pay(chunk.len()).await;
             // Grown to what came, and never to twice of it.
             all.reserve_exact(chunk.len().max(usize::try_from(promised).unwrap_or(0).saturating_sub(all.len())));
             all.extend_from_slice(&chunk);

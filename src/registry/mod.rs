@@ -26,7 +26,7 @@ pub use credentials::{CredentialsError, Keychain, Look, Plugins};
 pub use hosts::{Capabilities, Host, HostsDirs, HostsError};
 use reqwest::header::HeaderMap;
 
-/// Tries of one request, or of one transfer since bytes last came, unless asked otherwise.
+/// Tries of one request, or of one transfer since it last came on, unless asked otherwise.
 pub const DEFAULT_TRIES: u32 = 10;
 /// How long a connection may be silent, unless asked otherwise.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_mins(1);
@@ -53,7 +53,7 @@ pub struct Options {
 /// What is asked of hosts at most.
 #[derive(Debug, Clone, Copy)]
 pub struct Manners {
-    /// Tries of one request, or of one transfer since bytes last came.
+    /// Tries of one request, or of one transfer since it last came on.
     pub tries: u32,
     /// How long a connection may be silent.
     pub stall_timeout: Duration,
@@ -226,6 +226,16 @@ pub enum Error {
         /// What happened.
         source: reqwest::Error,
     },
+    /// Nothing came, or next to nothing.
+    #[error("{host} sent next to nothing of {what} in {} s", limit.as_secs())]
+    Stalled {
+        /// The host.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// For how long.
+        limit: Duration,
+    },
     /// The connection ended, as if that were all.
     #[error("{host} gave only {got} bytes of {what}")]
     CutOff {
@@ -348,7 +358,7 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Transport { source, .. } => !send::is_distrust(source),
-            Self::CutOff { .. } | Self::WrongRange { .. } | Self::Address { .. } => true,
+            Self::Stalled { .. } | Self::CutOff { .. } | Self::WrongRange { .. } | Self::Address { .. } => true,
             Self::Status { status, .. } => *status >= 500 || *status == 408,
             Self::Limited { retry_after, .. } => retry_after.is_none_or(|wait| wait <= LONGEST_PATIENCE),
             Self::Token { passing, .. } => *passing,
@@ -370,7 +380,7 @@ impl Error {
     /// How much it tells: of several hosts' errors, the one that got furthest is shown (containerd's `firstErrPriority`).
     fn weight(&self) -> u8 {
         match self {
-            Self::Transport { .. } => 1,
+            Self::Transport { .. } | Self::Stalled { .. } => 1,
             Self::NotFound { .. } => 2,
             _ => 3,
         }

@@ -11,24 +11,32 @@ use super::{Error, Notice, Notify, Result};
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Tries of one request, or of one transfer since bytes last came.
+/// A transfer that came on by so many bytes is worth all tries again.
+const PROGRESS: u64 = 64 << 10;
+
+/// Tries of one request, or of one transfer since it last came on.
 pub(super) struct Patience {
     tries: u32,
     /// Of them in a row, those by failures that are worth few.
     few: u32,
     most: u32,
+    /// Bytes since the last failure.
+    came: u64,
     began: Instant,
     notify: Notify,
 }
 
 impl Patience {
     pub(super) fn new(most: u32, notify: Notify) -> Self {
-        Self { tries: 0, few: 0, most, began: Instant::now(), notify }
+        Self { tries: 0, few: 0, most, came: 0, began: Instant::now(), notify }
     }
 
-    /// It goes on.
-    pub(super) fn progress(&mut self) {
-        (self.tries, self.few, self.began) = (0, 0, Instant::now());
+    /// So many more bytes came.
+    pub(super) fn progress(&mut self, bytes: u64) {
+        self.came += bytes;
+        if self.came >= PROGRESS {
+            (self.tries, self.few, self.came, self.began) = (0, 0, 0, Instant::now());
+        }
     }
 
     /// Takes a failure, and comes back when it is time for the next try.
@@ -37,6 +45,7 @@ impl Patience {
     /// The failure, when there is nothing to be gained by waiting, or no more patience.
     pub(super) async fn after(&mut self, error: Error) -> Result<()> {
         self.tries += 1;
+        self.came = 0;
         if !error.is_passing() {
             return Err(error);
         }

@@ -9,6 +9,7 @@ use oci_client::errors::OciEnvelope;
 use reqwest::header::{ACCEPT, HeaderMap, IF_RANGE, LOCATION, RANGE, TRANSFER_ENCODING};
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use tokio::time::{Instant, timeout};
 
 use super::auth::{Auth, Place, Signature};
 use super::blob::Origin;
@@ -22,8 +23,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
 /// As many as Go's client, and so containerd, follows.
 const MAX_REDIRECTS: usize = 10;
-/// How much of an error's body is read, in bytes.
+/// How much of an error's body is read, in bytes, and how long it is waited for.
 const MAX_ERROR_BODY: u64 = 64 << 10;
+const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
+/// A connection that gives less, in bytes a second, is as good as silent.
+const SLOWEST: u64 = 128;
+/// A connection that gives a mebibyte in less is fast.
+const FAST: Duration = Duration::from_millis(10);
 
 /// What all requests share.
 pub(super) struct Sender {
@@ -34,7 +40,7 @@ pub(super) struct Sender {
     /// Of hosts that are tried by HTTPS first.
     speaks_tls: Mutex<HashMap<String, bool>>,
     quotas: Mutex<HashMap<String, Quota>>,
-    pub(super) bandwidth: Bandwidth,
+    bandwidth: Bandwidth,
     pub(super) notify: Notify,
 }
 
@@ -71,6 +77,33 @@ pub(super) struct Answer {
     pub(super) silent: bool,
     /// It came from an address, not through the host's API.
     elsewhere: bool,
+    pace: Pace,
+}
+
+/// How a body comes: only the time that it is waited for counts.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    came: u64,
+    /// Both, as they were when it was last looked at whether it comes at all.
+    before: (Duration, u64),
+}
+
+impl Pace {
+    fn add(&mut self, waited: Duration, bytes: usize) {
+        self.waited += waited;
+        self.came += bytes as u64;
+    }
+
+    /// Whether next to nothing came in the last so much time.
+    fn is_stalled(&mut self, limit: Duration) -> bool {
+        let (waited, came) = (self.waited - self.before.0, self.came - self.before.1);
+        if waited < limit {
+            return false;
+        }
+        self.before = (self.waited, self.came);
+        came < SLOWEST * waited.as_secs()
+    }
 }
 
 impl Answer {
@@ -78,7 +111,17 @@ impl Answer {
         // Chunks say when they end.
         let silent = response.content_length().is_none() && !response.headers().contains_key(TRANSFER_ENCODING);
         let elsewhere = !is_own(response.url(), host);
-        Self { response, _turn: turn, host: host.clone(), silent, elsewhere }
+        Self { response, _turn: turn, host: host.clone(), silent, elsewhere, pace: Pace::default() }
+    }
+
+    /// How much of its body came, in bytes.
+    pub(super) fn came(&self) -> u64 {
+        self.pace.came
+    }
+
+    /// Whether the connection is a fast one.
+    pub(super) fn is_fast(&self) -> bool {
+        self.pace.waited <= FAST * u32::try_from(self.pace.came >> 20).unwrap_or(u32::MAX)
     }
 
     /// Who gave it.
@@ -122,7 +165,6 @@ impl Sender {
             .tls_backend_preconfigured(self.trust.config(&transport.tls)?)
             .user_agent(USER_AGENT)
             .connect_timeout(transport.connect)
-            .read_timeout(self.manners.stall_timeout)
             .redirect(Policy::none());
         let builder = if transport.proxied { builder } else { builder.no_proxy() };
         let client = builder.build().map_err(Error::Setup)?;
@@ -134,7 +176,7 @@ impl Sender {
     pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
         let limits = Limits { at_once: self.manners.per_host, interval: self.manners.interval() };
         let mut gates = lock(&self.gates);
-        gates.entry(url.authority().to_owned()).or_insert_with(|| Gate::new(limits)).clone()
+        gates.entry(site(url).to_owned()).or_insert_with(|| Gate::new(limits)).clone()
     }
 
     /// Whether the host asked for patience, so that another one is to be preferred.
@@ -216,7 +258,7 @@ impl Sender {
             let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             let target = response.headers().get(LOCATION).filter(|_| redirects).and_then(|value| value.to_str().ok());
             let Some(target) = target else { return Ok((response, turn)) };
-            let error = |why| Error::Redirect { host: at.authority().to_owned(), what: ask.what.to_owned(), why };
+            let error = |why| Error::Redirect { host: site(&at).to_owned(), what: ask.what.to_owned(), why };
             let next = response.url().join(target).map_err(|_| error("to something that is no URL"))?;
             if !matches!(next.scheme(), "http" | "https") {
                 return Err(error("to something that is not HTTP"));
@@ -243,23 +285,26 @@ impl Sender {
         let gate = self.gate(url);
         let turn = gate.turn().await;
         let http = self.http_for(host, url)?;
-        let failed = |source| transport(url.authority(), what, source);
+        let failed = |source| transport(url, what, source);
         let mut tls = url.clone();
+        let stall = self.manners.stall_timeout;
+        let sent =
+            async |request: RequestBuilder| timeout(stall, request.send()).await.map_err(|_| stalled(url, what, stall));
         // HTTP's URL can always become HTTPS's.
         let _ = tls.set_scheme("https");
         let speaks_tls = if host.https_first && is_own(url, host) { self.speaks_tls(host) } else { Some(false) };
         let response = match speaks_tls {
-            Some(true) => request(http, tls)?.send().await.map_err(failed)?,
-            Some(false) => request(http, url.clone())?.send().await.map_err(failed)?,
+            Some(true) => sent(request(http, tls)?).await?.map_err(failed)?,
+            Some(false) => sent(request(http, url.clone())?).await?.map_err(failed)?,
             None => {
-                let tried = request(http.clone(), tls)?.send().await;
+                let tried = sent(request(http.clone(), tls)?).await?;
                 let speaks = !tried.as_ref().is_err_and(|error| error.is_connect() && is_not_tls(error));
                 // Where nobody answered, nothing is known.
                 if tried.is_ok() || !speaks {
                     lock(&self.speaks_tls).insert(host.authority().to_owned(), speaks);
                 }
-                let sent = if speaks { tried } else { request(http, url.clone())?.send().await };
-                sent.map_err(failed)?
+                let tried = if speaks { tried } else { sent(request(http, url.clone())?).await? };
+                tried.map_err(failed)?
             }
         };
         let status = response.status().as_u16();
@@ -267,10 +312,10 @@ impl Sender {
         // A server that is down does not say when it will be back; one that limits need not.
         if status == 429 || (status == 503 && after.is_some()) {
             if let Some(wait) = gate.refused(after) {
-                (self.notify)(&Notice::Limited { host: url.authority(), status, wait });
+                (self.notify)(&Notice::Limited { host: site(url), status, wait });
             }
             return Err(Error::Limited {
-                host: url.authority().to_owned(),
+                host: site(url).to_owned(),
                 status,
                 what: what.to_owned(),
                 retry_after: after,
@@ -298,14 +343,32 @@ impl Sender {
     ) -> Result<(u16, Bytes)> {
         let (response, _turn) = self.send(host, url, what, |http, url| Ok(request(http, url))).await?;
         let status = response.status().as_u16();
-        let body = at_most(response, limit).await.map_err(|source| transport(url.authority(), what, source))?;
-        Ok((status, body))
+        let stall = self.manners.stall_timeout;
+        let body = timeout(stall, at_most(response, limit)).await.map_err(|_| stalled(url, what, stall))?;
+        Ok((status, body.map_err(|source| transport(url, what, source))?))
+    }
+
+    /// The next bytes of an answer, when they came and are paid for; `None` at its end.
+    pub(super) async fn chunk(&self, answer: &mut Answer, what: &str) -> Result<Option<Bytes>> {
+        let stall = self.manners.stall_timeout;
+        let before = Instant::now();
+        let chunk = timeout(stall, answer.response.chunk()).await;
+        let came = chunk.as_ref().map_or(0, |chunk| chunk.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
+        answer.pace.add(before.elapsed(), came);
+        let url = answer.response.url();
+        let Ok(chunk) = chunk else { return Err(stalled(url, what, stall)) };
+        let chunk = chunk.map_err(|source| transport(url, what, source))?;
+        if chunk.is_some() && answer.pace.is_stalled(stall) {
+            return Err(stalled(url, what, stall));
+        }
+        self.bandwidth.pay(came).await;
+        Ok(chunk)
     }
 
     async fn refusal(&self, auth: &Auth, place: Place<'_>, response: Response) -> Error {
         let status = response.status();
         // Where a redirect led counts: that is who refused.
-        let (host, what) = (response.url().authority().to_owned(), place.what.to_owned());
+        let (host, what) = (site(response.url()).to_owned(), place.what.to_owned());
         let detail = words(&body(response).await);
         match status {
             StatusCode::NOT_FOUND => Error::NotFound { host, what, detail },
@@ -320,10 +383,10 @@ impl Sender {
     fn take_quota(&self, url: &Url, headers: &HeaderMap) {
         let Some(quota) = Quota::of(headers) else { return };
         let mut quotas = lock(&self.quotas);
-        let before = quotas.insert(url.authority().to_owned(), quota);
+        let before = quotas.insert(site(url).to_owned(), quota);
         drop(quotas);
         if before.is_none() || quota.is_low() && before != Some(quota) {
-            (self.notify)(&Notice::Quota { host: url.authority(), quota });
+            (self.notify)(&Notice::Quota { host: site(url), quota });
         }
     }
 
@@ -358,7 +421,7 @@ impl<'a> Ask<'a> {
 
 /// The error of an address that a redirect led to.
 fn led_to(response: &Response, what: &str) -> Error {
-    let host = response.url().authority().to_owned();
+    let host = site(response.url()).to_owned();
     Error::Address { host, what: what.to_owned(), status: response.status().as_u16() }
 }
 
@@ -404,9 +467,18 @@ pub(super) fn is_loopback_url(url: &Url) -> bool {
     url.host_str().is_some_and(|host| is_loopback(host.trim_start_matches('[').trim_end_matches(']')))
 }
 
-pub(super) fn transport(host: &str, what: &str, source: reqwest::Error) -> Error {
+/// Host and port of a URL, which may also have a password.
+pub(super) fn site(url: &Url) -> &str {
+    url.authority().rsplit('@').next().unwrap_or_default()
+}
+
+fn transport(url: &Url, what: &str, source: reqwest::Error) -> Error {
     // A URL may be signed.
-    Error::Transport { host: host.to_owned(), what: what.to_owned(), source: source.without_url() }
+    Error::Transport { host: site(url).to_owned(), what: what.to_owned(), source: source.without_url() }
+}
+
+fn stalled(url: &Url, what: &str, limit: Duration) -> Error {
+    Error::Stalled { host: site(url).to_owned(), what: what.to_owned(), limit }
 }
 
 async fn at_most(mut response: Response, limit: u64) -> reqwest::Result<Bytes> {
@@ -420,9 +492,10 @@ async fn at_most(mut response: Response, limit: u64) -> reqwest::Result<Bytes> {
     Ok(body.into())
 }
 
-/// The body of an error.
+/// The body of an error, as far as it comes.
 async fn body(response: Response) -> Bytes {
-    at_most(response, MAX_ERROR_BODY).await.unwrap_or_default()
+    let body = timeout(ERROR_BODY_TIME, at_most(response, MAX_ERROR_BODY)).await;
+    body.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// What the server says about an error, with a colon before it; nothing when it does not say it in the API's form.
