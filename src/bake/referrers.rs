@@ -8,7 +8,7 @@ use super::resolve::children;
 use super::{Error, Trusted};
 use crate::catalog::ImageBlob;
 use crate::metadata::labels;
-use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, MAX_TAG, Reference, glob_matches, media_type};
+use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 use crate::registry;
 use crate::trust::{PAYLOAD, SIGNATURE};
 
@@ -18,6 +18,8 @@ const MAX_REFERRERS: usize = 256;
 const MAX_SIGNATURES: usize = 64;
 /// Bytes of a signature's payload.
 const MAX_PAYLOAD: u64 = 64 << 10;
+/// What cosign's types of artifacts begin with.
+const COSIGN: &str = "application/vnd.dev.cosign.";
 /// What cosign adds to the tag that it makes of a digest.
 const COSIGN_TAGS: [&str; 3] = [".sig", ".att", ".sbom"];
 
@@ -81,9 +83,6 @@ impl Fetcher {
     /// The manifest under the tag that cosign makes of a digest.
     async fn tagged(&self, reference: &Reference, subject: &Digest, suffix: &str) -> Result<Option<Descriptor>> {
         let tag = format!("{}{suffix}", subject.as_tag());
-        if tag.len() > MAX_TAG {
-            return Ok(None);
-        }
         match self.blobs.client.document(reference, &tag, MAX_DOCUMENT, None).await {
             Ok(raw) => {
                 let digest = Digest::of(&raw.bytes);
@@ -98,37 +97,54 @@ impl Fetcher {
 
     /// Whether an image may be used: where keys are named for it, one of them has signed what its name leads to.
     pub(super) async fn admit(&self, image: &Resolved) -> Result<()> {
-        let name = image.reference.to_string();
-        let keys: Vec<&Trusted> = self.trusted.iter().filter(|trusted| glob_matches(&trusted.pattern, &name)).collect();
+        let keys: Vec<&Trusted> =
+            self.trusted.iter().filter(|trusted| image.reference.fits(&trusted.pattern)).collect();
         if keys.is_empty() {
             return Ok(());
         }
         let target = &image.blobs[0].descriptor.digest;
-        let mut signatures = 0;
         let named = self.tagged(&image.reference, target, COSIGN_TAGS[0]).await?;
         let referring = self.blobs.client.referrers(&image.reference, target).await?;
-        for descriptor in named.into_iter().chain(referring).take(MAX_SIGNATURES) {
-            let raw = self.blobs.small(&image.reference, &descriptor, Small::Document).await?;
-            let (Document::Manifest(manifest), _) = parse(&descriptor.digest, &raw.bytes, &descriptor.media_type)?
-            else {
-                continue;
-            };
-            drop(raw);
-            for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD && layer.size <= MAX_PAYLOAD)
-            {
-                let signature = layer.annotations().find(|(name, _)| *name == SIGNATURE);
-                let Some((_, signature)) = signature else { continue };
-                let payload = self.blobs.small(&image.reference, layer, Small::Blob).await?;
-                signatures += 1;
-                if signatures > MAX_SIGNATURES {
-                    return Err(Error::TooManyDocuments);
-                }
-                if keys.iter().any(|trusted| trusted.key.admits(target, &payload.bytes, signature)) {
-                    return Ok(());
-                }
+        let is_cosigns = |referrer: &Descriptor| referrer.artifact_type().is_none_or(|kind| kind.starts_with(COSIGN));
+        let candidates = named.into_iter().chain(referring.into_iter().filter(is_cosigns)).take(MAX_SIGNATURES);
+        let (mut signatures, mut failure) = (0, None);
+        for descriptor in candidates {
+            match self.signed(&image.reference, &descriptor, target, &keys, &mut signatures).await {
+                Ok(false) => {}
+                Ok(true) => return Ok(()),
+                // Another one may do.
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Err(Error::Unsigned { digest: target.clone(), signatures, keys: keys.len() })
+        Err(failure.unwrap_or(Error::Unsigned { digest: target.clone(), signatures, keys: keys.len() }))
+    }
+
+    /// Whether one of the keys made one of the signatures in a manifest.
+    async fn signed(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        target: &Digest,
+        keys: &[&Trusted],
+        signatures: &mut usize,
+    ) -> Result<bool> {
+        let raw = self.blobs.small(reference, descriptor, Small::Document).await?;
+        let (document, _) = parse(&descriptor.digest, &raw.bytes, &descriptor.media_type)?;
+        drop(raw);
+        let Document::Manifest(manifest) = document else { return Ok(false) };
+        for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD && layer.size <= MAX_PAYLOAD) {
+            let signature = layer.annotations().find(|(name, _)| *name == SIGNATURE);
+            let Some((_, signature)) = signature else { continue };
+            *signatures += 1;
+            if *signatures > MAX_SIGNATURES {
+                return Err(Error::TooManyDocuments);
+            }
+            let payload = self.blobs.small(reference, layer, Small::Blob).await?;
+            if keys.iter().any(|trusted| trusted.key.admits(target, &payload.bytes, signature)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -51,6 +51,9 @@ pub struct DigestError {
     what: &'static str,
 }
 
+/// How much of a digest a tag that stands for it has.
+const TAG_HEX: usize = 64;
+
 impl Digest {
     /// The digest of `bytes`, by sha256.
     pub fn of(bytes: &[u8]) -> Self {
@@ -71,7 +74,7 @@ impl Digest {
 
     /// As the tag that stands in for what refers to it (distribution specification, "Referrers Tag Schema").
     pub fn as_tag(&self) -> String {
-        self.as_str().replacen(':', "-", 1)
+        format!("{}-{}", self.algorithm.name(), &self.hex()[..TAG_HEX])
     }
 
     /// Its hexadecimal part: the blob's file name.

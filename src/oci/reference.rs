@@ -75,10 +75,29 @@ impl Reference {
         self.digest.as_ref()
     }
 
+    /// Whether its name fits a pattern, see [`glob_matches`]. Registries that are written in another way and mean the same fit
+    /// as well: in capitals, with HTTPS's own port, Docker Hub by one of its other names.
+    pub fn fits(&self, pattern: &str) -> bool {
+        let name = self.to_string();
+        let (patterns, names) = (spellings(pattern), spellings(&name));
+        patterns.iter().any(|pattern| names.iter().any(|name| glob_matches(pattern, name)))
+    }
+
     /// The image name by digest (CRI's repo digest).
     pub fn digest_name(&self, digest: &Digest) -> String {
         format!("{}/{}@{digest}", self.registry, self.repository)
     }
+}
+
+/// A name or pattern with its registry in lower case, and in its shortest form.
+fn spellings(name: &str) -> [String; 2] {
+    // A pattern's star may stand for the slash.
+    let at = name.find('/').or_else(|| name.find('*')).unwrap_or(0);
+    let (registry, rest) = name.split_at(at);
+    let registry = registry.to_ascii_lowercase();
+    let short = registry.strip_suffix(":443").unwrap_or(&registry);
+    let short = if matches!(short, "index.docker.io" | "registry-1.docker.io") { DEFAULT_REGISTRY } else { short };
+    [format!("{short}{rest}"), format!("{registry}{rest}")]
 }
 
 /// Whether a text fits a pattern in which `*` stands for anything.
@@ -313,6 +332,26 @@ mod tests {
             (&format!("nginx@{digest}"), format!("docker.io/library/nginx@{digest}")),
         ] {
             assert_eq!(text.parse::<Reference>().map(|r| r.to_string()), Ok(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn patterns_mean_a_registry_however_it_is_written() {
+        for (pattern, name, fits) in [
+            ("*", "app", true),
+            ("docker.io/*", "registry-1.docker.io/library/app:1", true),
+            ("registry-1.docker.io/library/*", "app", true),
+            ("r.example/app:*", "R.Example:443/app", true),
+            ("R.Example:443/*", "r.example/app", true),
+            ("r.example:*/app*", "r.example:443/app", true),
+            ("R.*e/app:V1", "r.example/app:V1", true),
+            ("r.example*:V1", "R.EXAMPLE/app:V1", true),
+            ("r.example/*", "r.example:5000/app", false),
+            ("r.example/app:v1", "r.example/app:V1", false),
+            ("r.example/*", "other/r.example/app", false),
+        ] {
+            let reference: Reference = name.parse().expect("a reference");
+            assert_eq!(reference.fits(pattern), fits, "{pattern} {name}");
         }
     }
 

@@ -85,10 +85,8 @@ struct Bearer {
 
 #[derive(Deserialize)]
 struct TokenAnswer {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
+    token: Option<String>,
+    access_token: Option<String>,
     expires_in: Option<u64>,
 }
 
@@ -222,10 +220,8 @@ impl Auth {
         // Secrets are no part of an error.
         let answer: TokenAnswer =
             serde_json::from_slice(&body).map_err(|_| token_error("its answer is no token".to_owned(), false))?;
-        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
-        if token.is_empty() {
-            return Err(token_error("its answer has no token".to_owned(), false));
-        }
+        let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
+        let token = token.ok_or_else(|| token_error("its answer has no token".to_owned(), false))?;
         let life = answer
             .expires_in
             .filter(|seconds| *seconds > 0)

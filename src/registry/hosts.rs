@@ -25,6 +25,8 @@ pub(super) const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io"
 pub struct Host {
     /// Scheme, host, port and path up to the repository's name.
     pub(super) base: Url,
+    /// Host and port, as they are written.
+    authority: String,
     /// `http` is spoken only when TLS does not work, as in containerd where it cannot be told before.
     pub(super) https_first: bool,
     /// What it may be asked for.
@@ -74,12 +76,21 @@ impl TlsFiles {
 impl Host {
     /// Whoever is at a URL, about whom nothing is known.
     pub(super) fn unknown(url: &Url) -> Self {
-        Table::default().host(url.clone(), false, String::new())
+        Table::default().host(url.clone(), url.authority(), String::new())
     }
 
-    /// Host and port.
+    /// Host and port, as they are written.
     pub fn authority(&self) -> &str {
-        self.base.authority()
+        &self.authority
+    }
+
+    /// Whether a URL is one of its own.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        let same = |own: &Url| {
+            (own.scheme(), own.host_str(), own.port_or_known_default())
+                == (url.scheme(), url.host_str(), url.port_or_known_default())
+        };
+        same(&self.base) || self.https_first && same(&with_tls(&self.base))
     }
 
     /// Where its API is.
@@ -222,27 +233,25 @@ struct Table {
 fn default_host(registry: &str, plain_http: bool, mut table: Table, why: String) -> Result<Host, HostsError> {
     let authority = if registry == DOCKER_HUB.0 { DOCKER_HUB.1 } else { registry };
     let (host, port) = split(authority);
-    let (scheme, https_first) = match (is_loopback(host), plain_http) {
-        // A port may speak either.
-        (true, false) if !matches!(port, None | Some("443" | "80")) => ("http", true),
-        (true, false) if port == Some("80") => ("http", false),
-        (_, true) => ("http", table.tls.is_explicit() && port != Some("80")),
-        (_, false) => ("https", false),
-    };
-    if is_loopback(host) && !plain_http && port != Some("80") {
+    let local = is_loopback(host) && !plain_http;
+    // Another port may speak either.
+    let plain = plain_http || local && !matches!(port, None | Some("443"));
+    let scheme = if plain { "http" } else { "https" };
+    if local && port != Some("80") {
         table.tls.skip_verify = Some(true);
     }
     let base = Url::parse(&format!("{scheme}://{authority}/v2/"))
         .map_err(|error| HostsError::BadName { registry: registry.to_owned(), why: error.to_string() })?;
     table.capabilities = None;
-    Ok(table.host(base, https_first, why))
+    Ok(table.host(base, authority, why))
 }
 
 impl Table {
-    fn host(self, base: Url, https_first: bool, why: String) -> Host {
+    fn host(self, base: Url, authority: &str, why: String) -> Host {
         Host {
+            https_first: base.scheme() == "http" && self.tls.is_explicit() && split(authority).1 != Some("80"),
             base,
-            https_first,
+            authority: authority.to_owned(),
             capabilities: self.capabilities.unwrap_or(Capabilities::ALL),
             tls: self.tls,
             headers: self.headers,
@@ -250,6 +259,14 @@ impl Table {
             why,
         }
     }
+}
+
+/// A URL with HTTPS instead of HTTP; a port that is written stays.
+pub(super) fn with_tls(url: &Url) -> Url {
+    let mut tls = url.clone();
+    // HTTP's URL can always become HTTPS's.
+    let _ = tls.set_scheme("https");
+    tls
 }
 
 /// containerd's rule for registries that speak plain HTTP by default (`docker.IsLocalhost`).
@@ -323,9 +340,9 @@ impl File<'_> {
         let path = base.path().trim_end_matches('/').to_owned();
         let path = if path.ends_with("/v2") || table.override_path { path } else { format!("{path}/v2") };
         base.set_path(&format!("{path}/"));
-        let https_first =
-            base.scheme() == "http" && table.tls.is_explicit() && base.port().is_some_and(|port| port != 80);
-        Ok(table.host(base, https_first, format!("{}:{}: {key}", self.path.display(), self.line(at))))
+        let written = with_scheme.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = written.split(['/', '#']).next().unwrap_or_default();
+        Ok(table.host(base, authority, format!("{}:{}: {key}", self.path.display(), self.line(at))))
     }
 
     fn table(&self, table: &DeTable<'_>, prefix: &str) -> Result<Table, HostsError> {
@@ -340,7 +357,7 @@ impl File<'_> {
                 "skip_verify" => result.tls.skip_verify = Some(self.boolean(value, &key)?),
                 "override_path" => result.override_path = self.boolean(value, &key)?,
                 "header" => result.headers = self.headers(value, &key)?,
-                "dial_timeout" => {
+                "dial_timeout" if value.get_ref().as_str() != Some("") => {
                     let text = self.string(value, &key)?;
                     let limit = duration::parse(text);
                     let bad = || self.wrong(&value.span(), format!("{key}: {text:?} is no duration; write it like 3s"));

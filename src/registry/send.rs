@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::auth::{Auth, Place, Signature};
 use super::blob::Origin;
 use super::gate::{Bandwidth, Gate, Limits, Turn};
-use super::hosts::{Host, TlsFiles, is_loopback};
+use super::hosts::{Host, TlsFiles, is_loopback, with_tls};
 use super::patience::retry_after;
 use super::tls::Trust;
 use super::{Error, Manners, Notice, Notify, Quota, Result, lock};
@@ -97,7 +97,7 @@ impl Pace {
 
     /// Whether next to nothing came in the last so much time.
     fn is_stalled(&mut self, limit: Duration) -> bool {
-        let (waited, came) = (self.waited - self.before.0, self.came - self.before.1);
+        let (waited, came) = (self.waited.saturating_sub(self.before.0), self.came - self.before.1);
         if waited < limit {
             return false;
         }
@@ -110,7 +110,7 @@ impl Answer {
     fn new(response: Response, turn: Turn, host: &Arc<Host>) -> Self {
         // Chunks say when they end.
         let silent = response.content_length().is_none() && !response.headers().contains_key(TRANSFER_ENCODING);
-        let elsewhere = !is_own(response.url(), host);
+        let elsewhere = !host.is_at(response.url());
         Self { response, _turn: turn, host: host.clone(), silent, elsewhere, pace: Pace::default() }
     }
 
@@ -201,7 +201,7 @@ impl Sender {
         let (response, turn) = loop {
             let (response, turn) = self.follow(host, &url, ask, &signature).await?;
             // A 401 of whoever a redirect led to is nothing that we can answer.
-            if response.status() == StatusCode::UNAUTHORIZED && !answered && is_own(response.url(), host) {
+            if response.status() == StatusCode::UNAUTHORIZED && !answered && host.is_at(response.url()) {
                 answered = true;
                 // The token server may be the same host, with room for one.
                 drop(turn);
@@ -214,7 +214,7 @@ impl Sender {
             }
             break (response, turn);
         };
-        if !is_own(response.url(), host) && response.status().is_client_error() {
+        if !host.is_at(response.url()) && response.status().is_client_error() {
             return Err(led_to(&response, ask.what));
         }
         if response.status().is_success() {
@@ -242,7 +242,7 @@ impl Sender {
     ) -> Result<(Response, Turn)> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let own = is_own(&at, host);
+            let own = host.is_at(&at);
             let send = |http: reqwest::Client, url: Url| {
                 let request = ask.headers(http.request(ask.method.clone(), url));
                 if !own {
@@ -286,22 +286,20 @@ impl Sender {
         let turn = gate.turn().await;
         let http = self.http_for(host, url)?;
         let failed = |source| transport(url, what, source);
-        let mut tls = url.clone();
+        let tls = with_tls(url);
         let stall = self.manners.stall_timeout;
         let sent =
             async |request: RequestBuilder| timeout(stall, request.send()).await.map_err(|_| stalled(url, what, stall));
-        // HTTP's URL can always become HTTPS's.
-        let _ = tls.set_scheme("https");
-        let speaks_tls = if host.https_first && is_own(url, host) { self.speaks_tls(host) } else { Some(false) };
+        let speaks_tls = if host.https_first && host.is_at(url) { self.speaks_tls(host) } else { Some(false) };
         let response = match speaks_tls {
             Some(true) => sent(request(http, tls)?).await?.map_err(failed)?,
             Some(false) => sent(request(http, url.clone())?).await?.map_err(failed)?,
             None => {
-                let tried = sent(request(http.clone(), tls)?).await?;
-                let speaks = !tried.as_ref().is_err_and(|error| error.is_connect() && is_not_tls(error));
+                let tried = sent(request(http.clone(), tls.clone())?).await?;
+                let speaks = !tried.as_ref().is_err_and(|error| error.is_connect() && is_not_tls(error, &tls, url));
                 // Where nobody answered, nothing is known.
                 if tried.is_ok() || !speaks {
-                    lock(&self.speaks_tls).insert(host.authority().to_owned(), speaks);
+                    lock(&self.speaks_tls).insert(site(&host.base).to_owned(), speaks);
                 }
                 let tried = if speaks { tried } else { sent(request(http, url.clone())?).await? };
                 tried.map_err(failed)?
@@ -329,7 +327,7 @@ impl Sender {
     }
 
     fn speaks_tls(&self, host: &Host) -> Option<bool> {
-        lock(&self.speaks_tls).get(host.authority()).copied()
+        lock(&self.speaks_tls).get(site(&host.base)).copied()
     }
 
     /// Sends a request that is answered in few bytes; status and body.
@@ -394,7 +392,7 @@ impl Sender {
     fn check_quota(&self, host: &Host, ask: &Ask<'_>) -> Result<()> {
         let counts = ask.kind == "manifests" && ask.method == Method::GET;
         let quotas = lock(&self.quotas);
-        match quotas.get(host.authority()) {
+        match quotas.get(site(&host.base)) {
             Some(quota) if counts && quota.remaining == 0 => {
                 Err(Error::Quota { host: host.authority().to_owned(), what: ask.what.to_owned(), quota: *quota })
             }
@@ -425,16 +423,14 @@ fn led_to(response: &Response, what: &str) -> Error {
     Error::Address { host, what: what.to_owned(), status: response.status().as_u16() }
 }
 
-/// Whether a URL is the host's own. One that is tried by HTTPS first has the port of its HTTP.
-fn is_own(url: &Url, host: &Host) -> bool {
-    let base = &host.base;
-    let same = url.host_str() == base.host_str() && url.port_or_known_default() == base.port_or_known_default();
-    same && (url.scheme() == base.scheme() || host.https_first)
-}
-
-/// Whether a server answered TLS with something else, or hung up on it (`docker.NewHTTPFallback`).
-fn is_not_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether a server answered TLS with something else, or hung up on it; or is not at HTTPS's own port, where none is written
+/// (`docker.NewHTTPFallback`).
+fn is_not_tls(error: &(dyn std::error::Error + 'static), tls: &Url, url: &Url) -> bool {
     use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+    let elsewhere = tls.port_or_known_default() != url.port_or_known_default();
+    if elsewhere && !has_cause(error, &|cause| cause.is::<rustls::Error>()) {
+        return true;
+    }
     has_cause(error, &|cause| {
         matches!(cause.downcast_ref(), Some(rustls::Error::InvalidMessage(_)))
             || cause

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::hosts::TlsFiles;
 use super::{Error, Result};
@@ -48,19 +50,20 @@ impl Trust {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|source| tls(Path::new(""), source))?;
-        let builder = if files.skip_verify == Some(true) {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-        } else if files.ca.is_empty() {
-            builder.with_root_certificates(self.roots().clone())
-        } else {
+        let mut trusted = None;
+        if files.skip_verify != Some(true) {
             let mut roots = self.roots().clone();
             for path in &files.ca {
                 for certificate in certificates(path)? {
                     roots.add(certificate).map_err(|source| tls(path, source))?;
                 }
             }
-            builder.with_root_certificates(roots)
-        };
+            let roots = Arc::new(roots);
+            let chains = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
+            trusted = Some((roots, chains.map_err(|source| tls(Path::new(""), source))?));
+        }
+        let verifier = Verifier { provider, trusted };
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
         // One identity: which of several a server wants, containerd leaves to Go; the first is what it mostly is.
         let Some((certificate, key)) = files.client.first() else { return Ok(builder.with_no_client_auth()) };
         let private = PrivateKeyDer::from_pem_file(key).map_err(|source| tls(key, source))?;
@@ -79,20 +82,37 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     if all.is_empty() { Err(tls(path, "there is no certificate in it")) } else { Ok(all) }
 }
 
-/// `skip_verify`: whoever answers is believed to be the server.
+/// As Go, and so containerd, verifies servers.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// Without any, whoever answers is believed to be the server: `skip_verify`.
+    trusted: Option<(Arc<RootCertStore>, Arc<WebPkiServerVerifier>)>,
+}
 
-impl ServerCertVerifier for Unverified {
+/// webpki's word for a certificate that could sign others; openssl makes such by default, also for servers.
+const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        certificate: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        let Some((roots, chains)) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
+        match chains.verify_server_cert(certificate, between, name, ocsp, now) {
+            // Its time was looked at before that. If it is trusted itself, only its name is left to be.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+                if other.to_string() == CA_AS_SERVER && is_among(roots, certificate) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
     }
 
     fn verify_tls12_signature(
@@ -101,7 +121,7 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -111,11 +131,21 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Whether a certificate is one of those that are trusted: the same name and key.
+fn is_among(roots: &RootCertStore, certificate: &CertificateDer<'_>) -> bool {
+    let mut own = RootCertStore::empty();
+    let _ = own.add(certificate.clone().into_owned());
+    let same = |root: &TrustAnchor<'_>, own: &TrustAnchor<'_>| {
+        root.subject == own.subject && root.subject_public_key_info == own.subject_public_key_info
+    };
+    own.roots.iter().any(|own| roots.roots.iter().any(|root| same(root, own)))
 }

@@ -31,7 +31,8 @@ struct Pki {
 }
 
 impl Pki {
-    /// An authority, a server's certificate for loopback, and a client's.
+    /// An authority, a server's certificate for loopback, and a client's; two servers that vouch for themselves, one of them
+    /// for another address.
     fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let openssl = |args: &str| run(Command::new("openssl").current_dir(dir).args(args.split_whitespace()));
@@ -50,6 +51,12 @@ impl Pki {
                 "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out {name}.cert"
             ));
         }
+        for (name, address) in [("alone", "127.0.0.1"), ("elsewhere", "127.0.0.9")] {
+            key(name);
+            openssl(&format!(
+                "req -x509 -new -key {name}.key -subj /CN={name} -addext subjectAltName=IP:{address} -days 2 -out {name}.cert"
+            ));
+        }
         Self { dir: dir.to_owned() }
     }
 
@@ -58,9 +65,10 @@ impl Pki {
     }
 
     /// docker-registry's settings of HTTP.
-    fn tls(&self, clients: bool) -> String {
+    fn tls(&self, name: &str, clients: bool) -> String {
         let clients = if clients { format!(", clientcas: [{}]", self.path("ca.crt")) } else { String::new() };
-        format!(", tls: {{certificate: {}, key: {}{clients}}}", self.path("server.cert"), self.path("server.key"))
+        let [certificate, key] = ["cert", "key"].map(|kind| self.path(&format!("{name}.{kind}")));
+        format!(", tls: {{certificate: {certificate}, key: {key}{clients}}}")
     }
 }
 
@@ -89,7 +97,7 @@ fn passwords_and_tls_of_our_own_as_containerd_does_it() {
     plain.push(&demo());
     fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
     let auth = format!("auth: {{htpasswd: {{realm: r, path: {}}}}}\n", dir.join("htpasswd").display());
-    let secure = plain.beside(&dir.join("secure"), &pki.tls(true), &auth);
+    let secure = plain.beside(&dir.join("secure"), &pki.tls("server", true), &auth);
     let server = format!("server = \"https://{}\"\n", secure.name());
     let certs = dir.join("certs.d");
     fs::write(dir.join("creds"), format!("{} user:secret\n", secure.name())).unwrap();
@@ -119,6 +127,15 @@ fn passwords_and_tls_of_our_own_as_containerd_does_it() {
     agree(&format!("{server}{ca}{client}"), &creds, 0, "");
     agree(&format!("{server}skip_verify = true\n{client}"), &creds, 0, "");
     agree(&format!("{server}{client}"), &format!("{creds} --ca-file {}", pki.path("ca.crt")), 0, "");
+    // As openssl makes them, these could sign others, and are trusted by themselves.
+    for (name, code) in [("alone", 0), ("elsewhere", 1)] {
+        let registry = plain.beside(&dir.join(name), &pki.tls(name, false), "");
+        let server = format!("server = \"https://{}\"\n", registry.name());
+        let own = format!("ca = \"{}\"\n", pki.path(&format!("{name}.cert")));
+        agree(&format!("{server}{own}"), "", code, if code == 0 { "" } else { "ertificate" });
+        agree(&format!("{server}{ca}"), "", 1, "ertificate");
+        agree(&server, &format!("--ca-file {}", pki.path(&format!("{name}.cert"))), code, "");
+    }
     containerd.stop();
     drop(containerd);
     // A machine without certificates, as a chroot: the bundled ones do not know our authority, and its own file helps; so
@@ -139,7 +156,7 @@ fn passwords_and_tls_of_our_own_as_containerd_does_it() {
     }
 
     // Loopback by its name: TLS without being told, as containerd does, and the certificate is not looked at.
-    let open = plain.beside(&dir.join("open"), &pki.tls(false), &auth);
+    let open = plain.beside(&dir.join("open"), &pki.tls("server", false), &auth);
     let creds = format!("{} user:secret\n", open.name());
     fs::write(dir.join("creds"), creds).unwrap();
     bake(dir, "root", &format!("--creds-file {} {}/demo/hello:1.0", dir.join("creds").display(), open.name()))

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ::prebake::fixture::Content;
-use ::prebake::oci::{Digest, media_type};
+use ::prebake::oci::{Descriptor, Digest, media_type};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
@@ -84,6 +84,38 @@ fn images_are_admitted_by_their_signatures() {
     // A signature of something else.
     let refused = bake(signed("ours", &Digest::of(b"x")), "--verify-key DIR/ours.pub", 6);
     assert!(refused.contains("none of its 1 signatures"), "{refused}");
+    // Among what refers to it: behind a list of parts that nobody needs to look at, one that is gone, and one that is no JSON.
+    let mut listed = signed("ours", &target);
+    let cosigns = "application/vnd.dev.cosign.simplesigning.v1+json";
+    let entry = |referrer: &Descriptor, kind: Option<&str>| {
+        let mut entry = json!(referrer);
+        entry["artifactType"] = json!(kind);
+        entry
+    };
+    let key = ("app".to_owned(), format!("{}.sig", target.as_tag()));
+    let signature = listed.tags.remove(&key).unwrap();
+    let signature =
+        Descriptor::new(media_type::OCI_MANIFEST, signature.clone(), listed.blobs[&signature].1.len() as u64);
+    let gone = |data: &[u8]| Descriptor::new(media_type::OCI_MANIFEST, Digest::of(data), 4);
+    let broken = listed.add(media_type::OCI_MANIFEST, "{\"br");
+    let entries = [
+        entry(&gone(b"sbom"), Some("application/spdx+json")),
+        entry(&gone(b"gone"), None),
+        entry(&broken, Some(cosigns)),
+        entry(&signature, Some(cosigns)),
+    ];
+    for (count, code) in [(4, 0), (3, 3), (1, 6)] {
+        let mut listed = listed.clone();
+        let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries[..count]});
+        let index = listed.add_json(media_type::OCI_INDEX, &index);
+        tag(&mut listed, &target.as_tag(), index.digest);
+        bake(listed, "--verify-key DIR/ours.pub", code);
+    }
+    // A registry whose name is written in another way is the same.
+    let registry = TestRegistry::start(content.clone());
+    let name = registry.reference("app:1").replace("127.0.0.1", "LOCALHOST");
+    let verify = format!("--plain-http --verify-key localhost:*/app:1={}/ours.pub", dir.display());
+    prebake(&dir.join("root"), &format!("{BAKE} {verify} {name}")).expect(6);
     // Keys for other images ask nothing of this one.
     bake(content.clone(), "--verify-key other.example/*=DIR/ours.pub", 0);
     // A payload that was changed after it was signed, and a signature that is none.

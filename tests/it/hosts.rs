@@ -273,10 +273,30 @@ fn without_a_file() {
         ("localhost:443", false, "https://localhost/v2/"),
         ("localhost:80", false, "http://localhost/v2/"),
         ("[::1]:5000", false, "http://[::1]:5000/v2/"),
+        ("[0:0::1]:5000", false, "http://[::1]:5000/v2/"),
+        ("R.Example:443", false, "https://r.example/v2/"),
     ] {
         let hosts = none.hosts(registry, plain).unwrap();
         assert_eq!(hosts.iter().map(prebake::registry::Host::url).collect::<Vec<_>>(), [url], "{registry}");
+        // However a URL puts it, its name is as it was written.
+        let name = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+        assert_eq!((hosts[0].authority(), hosts[0].is_mirror_of(registry)), (name, false));
     }
+    // Where both are possible TLS is tried first: another port, or none, of HTTP with settings for TLS.
+    let dir = tempfile::tempdir().unwrap();
+    for (server, first) in [
+        ("http://r.example", true),
+        ("http://r.example:5000/x", true),
+        ("http://r.example:80", false),
+        ("https://r.example", false),
+        ("R.Example:443", false),
+    ] {
+        write(dir.path(), "r.example", &format!("server = \"{server}\"\nskip_verify = false\ndial_timeout = \"\"\n"));
+        let hosts = HostsDirs(vec![dir.path().to_owned()]).hosts("r.example", false).unwrap();
+        assert_eq!(hosts[0].settings().contains(&"https if it speaks it; else http".to_owned()), first, "{server}");
+    }
+    let hosts = HostsDirs(vec![dir.path().to_owned()]).hosts("r.example", false).unwrap();
+    assert!(hosts[0].authority() == "R.Example:443" && hosts[0].is_mirror_of("r.example"));
     // Docker's layout of certificates.
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("r.example")).unwrap();

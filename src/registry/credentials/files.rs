@@ -87,7 +87,7 @@ impl AuthFile {
             };
             auths.extend(name(&key).map(|name| (name, credential)));
         }
-        let helpers = raw.cred_helpers.into_iter().map(|(key, helper)| (host(&key).to_owned(), helper)).collect();
+        let helpers = raw.cred_helpers.into_iter().map(|(key, helper)| (host(&key), helper)).collect();
         let store = Some(raw.creds_store).filter(|store| !store.is_empty());
         Ok(Self { path: path.to_owned(), auths, helpers, store })
     }
@@ -128,7 +128,7 @@ fn name(key: &str) -> Option<String> {
     let without_scheme = key.split_once("://").map_or(key, |(_, rest)| rest);
     let path = without_scheme.split_once('/').map_or("", |(_, path)| path.trim_end_matches('/'));
     match path {
-        "" | "v1" | "v2" => Some(host(key).to_owned()),
+        "" | "v1" | "v2" => Some(host(key)),
         _ if without_scheme != key => None,
         path => Some(format!("{}/{path}", host(key))),
     }

@@ -191,7 +191,7 @@ impl Keychain {
         let bad = || CredentialsError::BadPair { place: place.to_owned(), what: "USER:PASSWORD" };
         let credential = Credential::parse(pair).ok_or_else(bad)?;
         let found = Found { credential, from: place.to_owned() };
-        self.given.entry(host(registry).to_owned()).or_insert(found);
+        self.given.entry(host(registry)).or_insert(found);
         Ok(())
     }
 
@@ -238,7 +238,7 @@ impl Keychain {
     /// # Errors
     /// [`CredentialsError`]: a source that has something to say and cannot is not passed over.
     pub(super) async fn find(&self, registry: &str, repository: &str) -> Result<Option<Found>> {
-        let registry = host(registry);
+        let registry = &host(registry);
         if let Some(found) = self.given.get(registry) {
             return Ok(Some(found.clone()));
         }
@@ -292,7 +292,7 @@ impl Keychain {
     /// The places that would be looked at for a repository of a host, up to the first that surely has something; no program
     /// is run.
     pub fn explain(&self, registry: &str, repository: &str) -> Vec<Look> {
-        let registry = host(registry);
+        let registry = &host(registry);
         let sure = |found: Found| Look { who: Some(found.credential.who()), from: found.from };
         if let Some(found) = self.given.get(registry) {
             return vec![sure(found.clone())];
@@ -313,10 +313,10 @@ impl Keychain {
 }
 
 /// The host of a key or name, which may be a URL; Docker Hub has several names.
-fn host(key: &str) -> &str {
+fn host(key: &str) -> String {
     let key = key.split_once("://").map_or(key, |(_, rest)| rest);
-    match key.split('/').next().unwrap_or_default() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+    match key.split('/').next().unwrap_or_default().to_ascii_lowercase() {
+        host if matches!(&*host, "index.docker.io" | "registry-1.docker.io") => "docker.io".to_owned(),
         host => host,
     }
 }
