@@ -1,5 +1,8 @@
-//! Signatures as `cosign sign --key` makes them, checked by a public key, offline: the "simple signing" payload names the
-//! manifest's digest, and an annotation beside it holds the payload's signature.
+//! Signatures as `cosign sign --key` makes them, checked by a public key, offline. Since cosign 3 they are sigstore bundles: a
+//! DSSE envelope around an in-toto statement about the manifest's digest. Before, a "simple signing" payload names that digest,
+//! and an annotation beside it holds the payload's signature.
+
+use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,9 +12,14 @@ use serde::Deserialize;
 use crate::oci::Digest;
 
 /// Media type of a payload (cosign's signature specification).
-pub const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// The annotation of a payload's descriptor that has its signature, in base64.
 pub const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+
+/// What media types of bundles begin with, their version behind it (cosign's bundle specification).
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
+/// What a statement says that signs an image, rather than attests something else about it.
+const SIGNS: &str = "https://sigstore.dev/cosign/sign/v1";
 
 /// What a `SubjectPublicKeyInfo` of a P-256 key begins with; 65 bytes of a point follow (RFC 5480).
 const P256: [u8; 26] = [
@@ -46,6 +54,42 @@ struct Image {
     digest: String,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Bundle {
+    dsse_envelope: Envelope,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    payload: String,
+    payload_type: String,
+    signatures: Vec<EnvelopeSignature>,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeSignature {
+    sig: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Statement {
+    subject: Vec<Subject>,
+    predicate_type: String,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    digest: HashMap<String, String>,
+}
+
+/// Whether a layer of an artifact may be a signature, by its media type.
+pub fn is_signature(media_type: &str) -> bool {
+    media_type == PAYLOAD || media_type.starts_with(BUNDLE)
+}
+
 impl PublicKey {
     /// Reads a key in PEM.
     ///
@@ -65,10 +109,42 @@ impl PublicKey {
         Ok(Self(UnparsedPublicKey::new(algorithm, key.to_owned())))
     }
 
-    /// Whether a payload is signed with this key, and about that manifest.
-    pub fn admits(&self, manifest: &Digest, payload: &[u8], signature: &str) -> bool {
-        let Ok(signature) = STANDARD.decode(signature.trim()) else { return false };
-        let Ok(said) = serde_json::from_slice::<Payload>(payload) else { return false };
-        said.critical.image.digest == manifest.as_str() && self.0.verify(payload, &signature).is_ok()
+    /// Whether a layer of an artifact is a signature with this key, of that manifest. `annotation` is the layer's
+    /// [`SIGNATURE`].
+    pub fn admits(&self, manifest: &Digest, media_type: &str, bytes: &[u8], annotation: Option<&str>) -> bool {
+        let admits = match annotation {
+            Some(signature) if media_type == PAYLOAD => self.admits_payload(manifest, bytes, signature),
+            _ if media_type.starts_with(BUNDLE) => self.admits_bundle(manifest, bytes),
+            _ => None,
+        };
+        admits == Some(true)
+    }
+
+    fn admits_payload(&self, manifest: &Digest, payload: &[u8], signature: &str) -> Option<bool> {
+        let said: Payload = serde_json::from_slice(payload).ok()?;
+        Some(said.critical.image.digest == manifest.as_str() && self.has_signed(payload, signature)?)
+    }
+
+    fn admits_bundle(&self, manifest: &Digest, bundle: &[u8]) -> Option<bool> {
+        let Bundle { dsse_envelope: Envelope { payload, payload_type, signatures } } =
+            serde_json::from_slice(bundle).ok()?;
+        let payload = STANDARD.decode(payload).ok()?;
+        let said: Statement = serde_json::from_slice(&payload).ok()?;
+        let is_about = |subject: &Subject| {
+            subject.digest.get(manifest.algorithm().name()).is_some_and(|hex| hex == manifest.hex())
+        };
+        // What is signed: DSSE's pre-authentication encoding.
+        let mut signed = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
+        signed.extend(&payload);
+        Some(
+            said.predicate_type == SIGNS
+                && said.subject.iter().any(is_about)
+                && signatures.iter().any(|signature| self.has_signed(&signed, &signature.sig) == Some(true)),
+        )
+    }
+
+    fn has_signed(&self, bytes: &[u8], signature: &str) -> Option<bool> {
+        let signature = STANDARD.decode(signature.trim()).ok()?;
+        Some(self.0.verify(bytes, &signature).is_ok())
     }
 }

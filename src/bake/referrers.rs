@@ -10,16 +10,16 @@ use crate::catalog::ImageBlob;
 use crate::metadata::labels;
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 use crate::registry;
-use crate::trust::{PAYLOAD, SIGNATURE};
+use crate::trust::{SIGNATURE, is_signature};
 
 /// Referrers of one image, with those that refer to them.
 const MAX_REFERRERS: usize = 256;
 /// Signatures of one image that are looked at.
 const MAX_SIGNATURES: usize = 64;
-/// Bytes of a signature's payload.
+/// Bytes of a signature.
 const MAX_PAYLOAD: u64 = 64 << 10;
-/// What cosign's types of artifacts begin with.
-const COSIGN: &str = "application/vnd.dev.cosign.";
+/// What the types of artifacts that may be signatures begin with.
+const SIGNATURES: [&str; 2] = ["application/vnd.dev.cosign.", "application/vnd.dev.sigstore.bundle"];
 /// What cosign adds to the tag that it makes of a digest.
 const COSIGN_TAGS: [&str; 3] = [".sig", ".att", ".sbom"];
 
@@ -105,8 +105,10 @@ impl Fetcher {
         let target = &image.blobs[0].descriptor.digest;
         let named = self.tagged(&image.reference, target, COSIGN_TAGS[0]).await?;
         let referring = self.blobs.client.referrers(&image.reference, target).await?;
-        let is_cosigns = |referrer: &Descriptor| referrer.artifact_type().is_none_or(|kind| kind.starts_with(COSIGN));
-        let candidates = named.into_iter().chain(referring.into_iter().filter(is_cosigns)).take(MAX_SIGNATURES);
+        let may_sign = |referrer: &Descriptor| {
+            referrer.artifact_type().is_none_or(|kind| SIGNATURES.iter().any(|begin| kind.starts_with(begin)))
+        };
+        let candidates = named.into_iter().chain(referring.into_iter().filter(may_sign)).take(MAX_SIGNATURES);
         let (mut signatures, mut failure) = (0, None);
         for descriptor in candidates {
             match self.signed(&image.reference, &descriptor, target, &keys, &mut signatures).await {
@@ -132,15 +134,15 @@ impl Fetcher {
         let (document, _) = parse(&descriptor.digest, &raw.bytes, &descriptor.media_type)?;
         drop(raw);
         let Document::Manifest(manifest) = document else { return Ok(false) };
-        for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD && layer.size <= MAX_PAYLOAD) {
-            let signature = layer.annotations().find(|(name, _)| *name == SIGNATURE);
-            let Some((_, signature)) = signature else { continue };
+        let may_sign = |layer: &&Descriptor| is_signature(&layer.media_type) && layer.size <= MAX_PAYLOAD;
+        for layer in manifest.layers.iter().filter(may_sign) {
+            let annotation = layer.annotations().find(|(name, _)| *name == SIGNATURE).map(|(_, text)| text.as_str());
             *signatures += 1;
             if *signatures > MAX_SIGNATURES {
                 return Err(Error::TooManyDocuments);
             }
             let payload = self.blobs.small(reference, layer, Small::Blob).await?;
-            if keys.iter().any(|trusted| trusted.key.admits(target, &payload.bytes, signature)) {
+            if keys.iter().any(|trusted| trusted.key.admits(target, &layer.media_type, &payload.bytes, annotation)) {
                 return Ok(true);
             }
         }

@@ -51,7 +51,7 @@ struct Wanted {
 enum Source {
     /// Somebody is to be asked.
     Nobody,
-    One(Stream),
+    One(Box<Stream>),
     Parts(Parts),
 }
 
@@ -160,7 +160,7 @@ impl Blob {
         loop {
             match &mut self.source {
                 Source::Nobody if self.at > 0 && self.at >= size => return Ok(None),
-                Source::Nobody => self.source = Source::One(self.ask().await?),
+                Source::Nobody => self.source = Source::One(Box::new(self.ask().await?)),
                 Source::One(stream) => {
                     if let Some(chunk) = stream.chunk(&self.wanted).await? {
                         return Ok(Some(chunk));

@@ -28,8 +28,11 @@ const MAX_ERROR_BODY: u64 = 64 << 10;
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 /// A connection that gives less, in bytes a second, is as good as silent.
 const SLOWEST: u64 = 128;
-/// A connection that gives a mebibyte in less is fast.
+/// A connection that gives a mebibyte in less is fast. Who answers at once is near, and slow because the machines are busy, not
+/// because the way is long.
 const FAST: Duration = Duration::from_millis(10);
+const FAST_NEARBY: Duration = Duration::from_millis(40);
+const NEAR: Duration = Duration::from_millis(5);
 
 /// What all requests share.
 pub(super) struct Sender {
@@ -67,11 +70,21 @@ pub(super) struct Ask<'a> {
     pub(super) what: &'a str,
 }
 
+/// Whatever a server replies, with its body still to come.
+struct Reply {
+    response: Response,
+    /// Given back when the body was read.
+    turn: Turn,
+    /// How long it took to come.
+    after: Duration,
+}
+
 /// An answer that is a success, with its body still to come.
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// Given back when the body was read.
     _turn: Turn,
+    /// How long it took to come.
+    after: Duration,
     pub(super) host: Arc<Host>,
     /// It does not say how long its body is.
     pub(super) silent: bool,
@@ -107,11 +120,11 @@ impl Pace {
 }
 
 impl Answer {
-    fn new(response: Response, turn: Turn, host: &Arc<Host>) -> Self {
+    fn new(Reply { response, turn, after }: Reply, host: &Arc<Host>) -> Self {
         // Chunks say when they end.
         let silent = response.content_length().is_none() && !response.headers().contains_key(TRANSFER_ENCODING);
         let elsewhere = !host.is_at(response.url());
-        Self { response, _turn: turn, host: host.clone(), silent, elsewhere, pace: Pace::default() }
+        Self { response, _turn: turn, after, host: host.clone(), silent, elsewhere, pace: Pace::default() }
     }
 
     /// How much of its body came, in bytes.
@@ -121,7 +134,8 @@ impl Answer {
 
     /// Whether the connection is a fast one.
     pub(super) fn is_fast(&self) -> bool {
-        self.pace.waited <= FAST * u32::try_from(self.pace.came >> 20).unwrap_or(u32::MAX)
+        let fast = if self.after < NEAR { FAST_NEARBY } else { FAST };
+        self.pace.waited <= fast * u32::try_from(self.pace.came >> 20).unwrap_or(u32::MAX)
     }
 
     /// Who gave it.
@@ -198,12 +212,13 @@ impl Sender {
         }
         let mut signature = auth.signature(self, place).await?;
         let mut answered = false;
-        let (response, turn) = loop {
-            let (response, turn) = self.follow(host, &url, ask, &signature).await?;
+        let reply = loop {
+            let reply = self.follow(host, &url, ask, &signature).await?;
             // A 401 of whoever a redirect led to is nothing that we can answer.
-            if response.status() == StatusCode::UNAUTHORIZED && !answered && host.is_at(response.url()) {
+            if reply.response.status() == StatusCode::UNAUTHORIZED && !answered && host.is_at(reply.response.url()) {
                 answered = true;
                 // The token server may be the same host, with room for one.
+                let Reply { response, turn, .. } = reply;
                 drop(turn);
                 if let Some(better) = auth.answer(self, place, &signature, response.headers()).await? {
                     signature = better;
@@ -212,34 +227,29 @@ impl Sender {
                 }
                 return Err(self.refusal(auth, place, response).await);
             }
-            break (response, turn);
+            break reply;
         };
+        let response = &reply.response;
         if !host.is_at(response.url()) && response.status().is_client_error() {
-            return Err(led_to(&response, ask.what));
+            return Err(led_to(response, ask.what));
         }
         if response.status().is_success() {
-            return Ok(Answer::new(response, turn, host));
+            return Ok(Answer::new(reply, host));
         }
-        Err(self.refusal(auth, place, response).await)
+        Err(self.refusal(auth, place, reply.response).await)
     }
 
     /// Asks again at an address that a redirect led to before; nobody there is told who we are.
     pub(super) async fn ask_at(&self, host: &Arc<Host>, url: &Url, ask: &Ask<'_>) -> Result<Answer> {
-        let (response, turn) = self.follow(host, url, ask, &Signature::Nobody).await?;
-        if response.status().is_success() {
-            return Ok(Answer { elsewhere: true, ..Answer::new(response, turn, host) });
+        let reply = self.follow(host, url, ask, &Signature::Nobody).await?;
+        if reply.response.status().is_success() {
+            return Ok(Answer { elsewhere: true, ..Answer::new(reply, host) });
         }
-        Err(led_to(&response, ask.what))
+        Err(led_to(&reply.response, ask.what))
     }
 
     /// Sends a request, and follows redirects. Away from the host, no credentials and none of its headers go along.
-    async fn follow(
-        &self,
-        host: &Arc<Host>,
-        url: &Url,
-        ask: &Ask<'_>,
-        signature: &Signature,
-    ) -> Result<(Response, Turn)> {
+    async fn follow(&self, host: &Arc<Host>, url: &Url, ask: &Ask<'_>, signature: &Signature) -> Result<Reply> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let own = host.is_at(&at);
@@ -251,13 +261,14 @@ impl Sender {
                 self.check_quota(host, ask)?;
                 Ok(signature.sign(request.headers(host.headers.clone())))
             };
-            let (response, turn) = self.send(host, &at, ask.what, send).await?;
+            let reply = self.send(host, &at, ask.what, send).await?;
+            let response = &reply.response;
             if own {
                 self.take_quota(&at, response.headers());
             }
             let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             let target = response.headers().get(LOCATION).filter(|_| redirects).and_then(|value| value.to_str().ok());
-            let Some(target) = target else { return Ok((response, turn)) };
+            let Some(target) = target else { return Ok(reply) };
             let error = |why| Error::Redirect { host: site(&at).to_owned(), what: ask.what.to_owned(), why };
             let next = response.url().join(target).map_err(|_| error("to something that is no URL"))?;
             if !matches!(next.scheme(), "http" | "https") {
@@ -268,7 +279,7 @@ impl Sender {
                 return Err(error("away from TLS"));
             }
             // Read to its end, the connection can be used again.
-            let _ = body(response).await;
+            let _ = body(reply.response).await;
             at = next;
         }
         Err(Error::Redirect { host: host.authority().to_owned(), what: ask.what.to_owned(), why: "in circles" })
@@ -281,7 +292,7 @@ impl Sender {
         url: &Url,
         what: &str,
         request: impl Fn(reqwest::Client, Url) -> Result<RequestBuilder>,
-    ) -> Result<(Response, Turn)> {
+    ) -> Result<Reply> {
         let gate = self.gate(url);
         let turn = gate.turn().await;
         let http = self.http_for(host, url)?;
@@ -290,6 +301,7 @@ impl Sender {
         let stall = self.manners.stall_timeout;
         let sent =
             async |request: RequestBuilder| timeout(stall, request.send()).await.map_err(|_| stalled(url, what, stall));
+        let before = Instant::now();
         let speaks_tls = if host.https_first && host.is_at(url) { self.speaks_tls(host) } else { Some(false) };
         let response = match speaks_tls {
             Some(true) => sent(request(http, tls)?).await?.map_err(failed)?,
@@ -305,25 +317,26 @@ impl Sender {
                 tried.map_err(failed)?
             }
         };
+        let after = before.elapsed();
         let status = response.status().as_u16();
-        let after = retry_after(response.headers());
+        let retry_after = retry_after(response.headers());
         // A server that is down does not say when it will be back; one that limits need not.
-        if status == 429 || (status == 503 && after.is_some()) {
-            if let Some(wait) = gate.refused(after) {
+        if status == 429 || (status == 503 && retry_after.is_some()) {
+            if let Some(wait) = gate.refused(retry_after) {
                 (self.notify)(&Notice::Limited { host: site(url), status, wait });
             }
             return Err(Error::Limited {
                 host: site(url).to_owned(),
                 status,
                 what: what.to_owned(),
-                retry_after: after,
+                retry_after,
                 detail: words(&body(response).await),
             });
         }
         if status < 500 {
             gate.went_well();
         }
-        Ok((response, turn))
+        Ok(Reply { response, turn, after })
     }
 
     fn speaks_tls(&self, host: &Host) -> Option<bool> {
@@ -339,7 +352,8 @@ impl Sender {
         limit: u64,
         request: impl Fn(reqwest::Client, Url) -> RequestBuilder,
     ) -> Result<(u16, Bytes)> {
-        let (response, _turn) = self.send(host, url, what, |http, url| Ok(request(http, url))).await?;
+        let Reply { response, turn: _turn, .. } =
+            self.send(host, url, what, |http, url| Ok(request(http, url))).await?;
         let status = response.status().as_u16();
         let stall = self.manners.stall_timeout;
         let body = timeout(stall, at_most(response, limit)).await.map_err(|_| stalled(url, what, stall))?;

@@ -28,23 +28,49 @@ fn key(dir: &Path, name: &str, algorithm: &str) {
 
 const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
 
-/// As `cosign sign --key` does it.
+/// Arguments that sign `payload`.
+fn sign_with(key: &str) -> String {
+    match key {
+        "ed" => format!("pkeyutl -sign -rawin -inkey {key}.key -in payload -out signature"),
+        _ => format!("dgst -sha256 -sign {key}.key -out signature payload"),
+    }
+}
+
+/// As `cosign sign --key` did it first.
 fn sign(content: &mut Content, dir: &Path, key: &str, of: &Digest, about: &Digest) {
     let payload =
         json!({"critical": {"identity": {"docker-reference": "app"}, "image": {"docker-manifest-digest": about},
         "type": "cosign container image signature"}, "optional": null})
         .to_string();
     std::fs::write(dir.join("payload"), &payload).unwrap();
-    if key.starts_with("ed") {
-        openssl(dir, &format!("pkeyutl -sign -rawin -inkey {key}.key -in payload -out signature"));
-    } else {
-        openssl(dir, &format!("dgst -sha256 -sign {key}.key -out signature payload"));
-    }
+    openssl(dir, &sign_with(key));
     let signature = STANDARD.encode(std::fs::read(dir.join("signature")).unwrap());
     let annotations = json!({"dev.cosignproject.cosign/signature": signature});
     let kind = "application/vnd.dev.cosign.simplesigning.v1+json";
     let manifest = artifact(content, kind, &payload, &annotations, None);
     tag(content, &format!("{}.sig", of.as_tag()), manifest.digest);
+}
+
+/// As `cosign sign --key` does it since its third release.
+fn sign_in_bundle(content: &mut Content, dir: &Path, key: &str, says: &str, about: &Digest) {
+    let statement = json!({"_type": "https://in-toto.io/Statement/v1", "predicateType": says, "predicate": {},
+        "subject": [{"digest": {"sha256": about.hex()}, "annotations": {}}]})
+    .to_string();
+    let kind = "application/vnd.in-toto+json";
+    std::fs::write(dir.join("payload"), format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len()))
+        .unwrap();
+    openssl(dir, &sign_with(key));
+    let sig = STANDARD.encode(std::fs::read(dir.join("signature")).unwrap());
+    let bundle = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let text = json!({"mediaType": bundle, "verificationMaterial": {"publicKey": {"hint": "x"}},
+        "dsseEnvelope": {"payload": STANDARD.encode(&statement), "payloadType": kind, "signatures": [{"sig": sig}]}});
+    let target = target(content);
+    let manifest = artifact(content, bundle, &text.to_string(), &json!({}), Some(&target));
+    let mut entry = json!(manifest);
+    entry["artifactType"] = json!(bundle);
+    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry]});
+    let index = content.add_json(media_type::OCI_INDEX, &index);
+    tag(content, &target.as_tag(), index.digest);
 }
 
 #[test]
@@ -76,6 +102,20 @@ fn images_are_admitted_by_their_signatures() {
     for key in ["ours", "ed"] {
         bake(signed(key, &target), &format!("--verify-key DIR/{key}.pub"), 0);
         bake(signed(key, &target), &format!("--verify-key DIR/other.pub --verify-key 127.*/app:*=DIR/{key}.pub"), 0);
+    }
+    let signs = "https://sigstore.dev/cosign/sign/v1";
+    for (key, says, about, code) in [
+        ("ours", signs, &target, 0),
+        ("ed", signs, &target, 0),
+        ("other", signs, &target, 6),
+        ("ours", "https://slsa.dev/provenance/v1", &target, 6),
+        ("ours", signs, &Digest::of(b"x"), 6),
+    ] {
+        let mut content = content.clone();
+        sign_in_bundle(&mut content, dir, key, says, about);
+        let verify = format!("--verify-key DIR/{}.pub", if key == "other" { "ours" } else { key });
+        let said = bake(content, &verify, code);
+        assert!(code == 0 || said.contains("none of its 1 signatures"), "{said}");
     }
     let refused = bake(content.clone(), "--verify-key DIR/ours.pub", 6);
     assert!(refused.contains(&format!("{target} is not admitted: it has no signature")), "{refused}");
