@@ -3,6 +3,7 @@
 //! Beside it, the real bbolt does the same puts in one transaction, where `tests/setup` has put its oracle.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use prebake::bootstrap::offline;
 use prebake::catalog::{Catalog, ImageBlob, ImageRecord};
 use prebake::content::Store;
 use prebake::metadata::{K8S_NAMESPACE, MetaDb, Wait, labels};
-use prebake::oci::{Descriptor, Digest, Platform, media_type};
+use prebake::oci::{Descriptor, Digest, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
 
 /// Blobs of an image besides its manifest and config.
@@ -41,7 +42,8 @@ fn image(blobs: &Path, n: usize) -> ImageRecord {
         name: format!("registry.example/team{}/app{n}:1.0", n % 50),
         aliases: vec![format!("registry.example/team{}/app{n}@{}", n % 50, target.digest), config.digest.to_string()],
         target,
-        platform: Platform::host(),
+        names: Vec::new(),
+        labels: BTreeMap::new(),
         pinned: false,
         blobs: std::iter::once(parent).chain(rest).collect(),
         source: Some(("registry.example".to_owned(), format!("team{}/app{n}", n % 50))),
@@ -92,8 +94,8 @@ fn main() {
         let started = Instant::now();
         let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
         let mut meta = MetaDb::lock(&root, Lock::Exclusive, &wait).unwrap();
-        let one = [offline::ready(&store, one.clone()).unwrap()];
-        offline::bootstrap(&mut meta, K8S_NAMESPACE, &one).unwrap();
+        let one = [offline::ready(&store, K8S_NAMESPACE, one.clone()).unwrap()];
+        offline::bootstrap(&mut meta, &one).unwrap();
         println!("| one more image: lock, open, commit | {} ms | |", started.elapsed().as_millis());
     }
     row("prebake images", prebake(&dir.path().join("root"), "images"));

@@ -6,6 +6,7 @@
 //!   blobs   <digest>                       → JSON of BlobRecord: a file verified at this size and mtime
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Stat;
-use crate::oci::{Descriptor, Digest, Platform};
+use crate::oci::{Descriptor, Digest};
 
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
@@ -61,8 +62,12 @@ pub struct ImageRecord {
     pub aliases: Vec<String>,
     /// What the registry resolved the reference to: an index or a manifest.
     pub target: Descriptor,
-    /// The platform asked for.
-    pub platform: Platform,
+    /// Further names of it in every namespace.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Labels of its records, besides those that containerd's own have.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Whether kubelet must not remove it.
     pub pinned: bool,
     /// Its blobs in the order of a walk from the target.

@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot};
+use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, spec};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -74,6 +74,12 @@ impl From<&registry::Error> for Kind {
             | Error::Token { .. } => Self::Unavailable,
             Error::Setup(_) => Self::Io,
         }
+    }
+}
+
+impl From<&spec::SpecError> for Kind {
+    fn from(_: &spec::SpecError) -> Self {
+        Self::InvalidInput
     }
 }
 
@@ -186,7 +192,7 @@ impl From<&bake::Error> for Kind {
             Error::LayerCount { .. } | Error::EmptyLayer(_) | Error::Unsigned { .. } => Self::Corrupt,
             Error::Discard { .. } => Self::InvalidInput,
             Error::Snapshot(error) => error.into(),
-            Error::NoSpace { .. } => Self::NoSpace,
+            Error::NoSpace { .. } | Error::NoInodes { .. } | Error::OverLimit { .. } => Self::NoSpace,
             Error::NoImage(_) | Error::Absent(_) => Self::NotFound,
             Error::Walk(error) => error.into(),
             Error::Task => Self::Io,

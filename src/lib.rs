@@ -16,6 +16,7 @@ mod parallel;
 pub mod registry;
 pub mod root;
 pub mod snapshot;
+pub mod spec;
 pub mod trust;
 
 /// Chooses ring as the process's TLS provider. To be called once, before the first [`registry::Client`].

@@ -39,6 +39,17 @@ impl RootError {
     }
 }
 
+/// What a file system has, in bytes and inodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// That this process may use, in bytes.
+    pub free: u64,
+    /// In bytes.
+    pub total: u64,
+    /// That this process may use; `None` where they are not counted.
+    pub free_inodes: Option<u64>,
+}
+
 impl Root {
     /// A root at `path`, with containerd's state at `containerd` inside it.
     pub fn new(path: impl Into<PathBuf>, containerd: impl Into<PathBuf>) -> Self {
@@ -96,15 +107,29 @@ impl Root {
         rustix::fs::syncfs(File::open(dir).map_err(error)?).map_err(|errno| error(errno.into()))
     }
 
-    /// How many bytes the root's file system has free for this process.
+    /// What the root's file system has, for this process.
     ///
     /// # Errors
     /// [`RootError`].
-    pub fn free_space(&self) -> Result<u64, RootError> {
+    pub fn space(&self) -> Result<Space, RootError> {
         let error = |errno: rustix::io::Errno| RootError::new("measuring", &self.path, errno.into());
-        let dir = self.find(&self.containerd)?.unwrap_or_else(|| self.path.clone());
+        let dir = match self.find(&self.containerd)? {
+            Some(dir) => dir,
+            // Where it will be made.
+            None => std::path::absolute(&self.path)
+                .unwrap_or_else(|_| self.path.clone())
+                .ancestors()
+                .find(|dir| dir.exists())
+                .unwrap_or(Path::new("/"))
+                .to_owned(),
+        };
         let stat = rustix::fs::statvfs(&dir).map_err(error)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(Space {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            // Some file systems have no fixed number, and say 0.
+            free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+        })
     }
 
     fn find(&self, inside: &Path) -> Result<Option<PathBuf>, RootError> {

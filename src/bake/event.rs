@@ -25,8 +25,8 @@ pub enum Event<'a> {
         image: &'a str,
         /// Digest of its index or manifest.
         digest: &'a Digest,
-        /// The platform chosen.
-        platform: &'a Platform,
+        /// The platforms asked for.
+        platforms: &'a [Platform],
         /// How many blobs it has.
         blobs: usize,
         /// All of them together.

@@ -1,6 +1,6 @@
 //! Unpacking what was fetched before.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::{Error, Failure, Listener, Outcome, Report, Result, Totals, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
 use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
-use crate::oci::{Config, Descriptor, Digest, Document, MAX_DOCUMENT, Manifest, Platform, media_type};
+use crate::oci::{Config, Descriptor, Digest, Document, MAX_DOCUMENT, Manifest, media_type};
 use crate::root::Root;
 
 /// Images that are unpacked at a time; how many layers are is another matter.
@@ -54,11 +54,11 @@ pub async fn unpack(
         return Ok(report(Vec::new(), Totals::default(), true));
     };
     let store = Store::create(&request.root)?;
-    let mut snapshots = Snapshots::open(&request.root, &request.namespace, &mut meta)?;
+    let mut snapshots = Snapshots::open(&request.root, &mut meta)?;
     let images = images(&request, &store, &mut meta)?;
     let unpacker = Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), request.max_unpacked));
     let mut cancelled = false;
-    let one = async |image: ImageRecord| unpack_one(&store, &snapshots, &unpacker, image).await;
+    let one = async |image: ImageRecord| unpack_one(&request.namespace, &store, &snapshots, &unpacker, image).await;
     let images = each(images, AT_ONCE, &*listener, cancel, &mut cancelled, one).await;
     unpacker.settled().await;
     let totals = unpacker.add_totals(Totals::default());
@@ -66,18 +66,19 @@ pub async fn unpack(
         return Ok(report(images.into_iter().map(Outcome::of).collect(), totals, true));
     }
     let unpacked = Some((&mut snapshots, &*unpacker));
-    let images = record(&request.root, &store, &mut meta, &request.namespace, images, unpacked, &*listener)?;
+    let images = record(&request.root, &store, &mut meta, images, unpacked, &*listener)?;
     Ok(report(images, totals, false))
 }
 
 async fn unpack_one(
+    namespace: &str,
     store: &Store,
     snapshots: &Snapshots,
     unpacker: &Arc<Unpacker>,
     mut image: ImageRecord,
 ) -> Result<Baked> {
-    let Some(stack) = stack(store, &image)?.map(Arc::new) else { return Ok(Baked { record: image, stack: None }) };
-    let present = snapshots.present(&stack);
+    let Some(stack) = stack(store, &image)?.map(Arc::new) else { return Ok(Baked::fetched(namespace, image)) };
+    let present = snapshots.present(namespace, &stack);
     if present.len() == stack.layers.len() {
         // Layers that were discarded are not missed.
         let mut gone = HashSet::new();
@@ -96,9 +97,9 @@ async fn unpack_one(
                 return Err(Error::Absent(layer.descriptor.digest.clone()));
             }
         }
-        unpacker.image(&stack, &present, |_| Source::Blob(watch::channel(Coming::InPlace).1)).await?;
+        unpacker.image(namespace, &stack, &present, |_| Source::Blob(watch::channel(Coming::InPlace).1)).await?;
     }
-    Ok(Baked { record: image, stack: Some(stack) })
+    Ok(Baked { stack: Some(stack), ..Baked::fetched(namespace, image) })
 }
 
 /// The images asked for, each with its blobs: from the catalog, else as containerd's metadata has them.
@@ -142,8 +143,8 @@ fn image_of(store: &Store, row: &ImageRow) -> Result<ImageRecord> {
         }
     }
     let (name, target) = (row.name.clone(), row.target.clone());
-    let (aliases, platform, source) = (Vec::new(), Platform::host(), None);
-    Ok(ImageRecord { name, aliases, target, platform, pinned: false, blobs, source })
+    let (aliases, names, labels, source) = (Vec::new(), Vec::new(), BTreeMap::new(), None);
+    Ok(ImageRecord { name, aliases, target, names, labels, pinned: false, blobs, source })
 }
 
 /// The layers of an image, from its documents in the store; `None` when there is nothing to unpack.

@@ -10,15 +10,15 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use super::blobs::{Blobs, Coming, Result, Small, blocking};
-use super::policy::Policy;
-use super::referrers::referring;
+use super::policy::estimate;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Baked, Error, Event, Request, Totals, Trusted};
+use super::{Baked, Error, Event, Request, Totals, Trusted, Wanted};
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
 use crate::snapshot::Present;
+use crate::spec::{Choice, LockedImage, Policy, Reason};
 
 /// Indexes inside an index.
 const MAX_INDEX_DEPTH: usize = 4;
@@ -27,13 +27,24 @@ const MAX_DOCUMENTS: usize = 64;
 
 /// An image whose documents are in place.
 pub(super) struct Resolved {
-    pub(super) reference: Reference,
-    /// From the target down: documents, config, layers.
+    pub(super) wanted: Arc<Wanted>,
+    /// From the target down: documents, config, layers; of one platform after another.
     pub(super) blobs: Vec<ImageBlob>,
-    config: Digest,
+    /// Of the first platform.
+    pub(super) manifest: Digest,
+    pub(super) config: Digest,
     /// Its layers, where there is anything to unpack.
     pub(super) stack: Option<Arc<Stack>>,
-    pub(super) policy: Policy,
+    pub(super) choice: Choice,
+}
+
+/// An image for one platform.
+pub(super) struct Found {
+    /// Documents from the target down to the manifest.
+    pub(super) path: Vec<ImageBlob>,
+    pub(super) manifest: Manifest,
+    /// When it is that of an image.
+    pub(super) config: Option<Config>,
 }
 
 impl Resolved {
@@ -42,32 +53,28 @@ impl Resolved {
         self.blobs.iter().map(|blob| blob.descriptor.size).sum()
     }
 
-    /// Leaves out the layers, and what keeps them from containerd's garbage collection (`images.ChildGCLabelsFilterLayers`).
+    /// What its layers take unpacked, as far as can be told, in bytes.
+    pub(super) fn unpacked(&self) -> u64 {
+        self.stack.iter().flat_map(|stack| &stack.layers).map(|layer| estimate(&layer.descriptor)).sum()
+    }
+
+    /// Leaves out the layers that are unpacked, and what keeps them from containerd's garbage collection
+    /// (`images.ChildGCLabelsFilterLayers`); not those that another platform's manifest or a referrer has as well.
     pub(super) fn discard_layers(&mut self) {
-        let referring = referring(&self.blobs);
-        let is_referrer = |blob: &ImageBlob| referring.contains(&blob.descriptor.digest);
-        let of_referrers: HashSet<Digest> = self
-            .blobs
-            .iter()
-            .filter(|blob| is_referrer(blob))
-            .flat_map(|blob| blob.children.iter().map(|(_, child)| child.clone()))
-            .collect();
-        self.blobs.retain(|blob| {
-            !media_type::is_layer(&blob.descriptor.media_type) || of_referrers.contains(&blob.descriptor.digest)
-        });
-        for blob in self.blobs.iter_mut().filter(|blob| !is_referrer(blob)) {
+        for blob in self.blobs.iter_mut().filter(|blob| blob.descriptor.digest == self.manifest) {
             blob.children.retain(|(key, _)| !labels::is_layer_ref(key));
         }
+        let children = self.blobs.iter().flat_map(|blob| &blob.children);
+        let kept: HashSet<Digest> = children.map(|(_, child)| child.clone()).collect();
+        self.blobs.retain(|blob| {
+            !media_type::is_layer(&blob.descriptor.media_type) || kept.contains(&blob.descriptor.digest)
+        });
     }
 }
 
 /// One bake's fetching.
 pub(super) struct Fetcher {
     pub(super) blobs: Arc<Blobs>,
-    platform: Platform,
-    pin: bool,
-    /// Whether layers are looked at for being unpacked.
-    unpacks: bool,
     pub(super) referrers: Option<Vec<String>>,
     pub(super) trusted: Vec<Trusted>,
     pub(super) images_at_once: usize,
@@ -77,9 +84,6 @@ impl Fetcher {
     pub(super) fn new(request: &Request, blobs: Blobs) -> Self {
         Self {
             blobs: Arc::new(blobs),
-            platform: request.platform.clone(),
-            pin: request.pin,
-            unpacks: request.unpack.is_some(),
             referrers: request.referrers.clone(),
             trusted: request.trusted.clone(),
             images_at_once: request.concurrency.max(2),
@@ -89,22 +93,22 @@ impl Fetcher {
     /// Waits until nothing is being written any more, and remembers what was verified.
     pub(super) async fn settled(&self) -> Result<()> {
         let in_place = self.blobs.settled().await?;
-        Ok(self.blobs.catalog.record(&self.blobs.namespace, &[], &in_place)?)
+        Ok(self.blobs.catalog().map_or(Ok(()), |catalog| catalog.record("", &[], &in_place))?)
     }
 
     pub(super) fn totals(&self) -> Totals {
         self.blobs.totals()
     }
 
-    /// Finds out what an image consists of.
-    pub(super) async fn resolve(&self, reference: &Reference) -> Result<Resolved> {
-        let mut resolved = self.documents(reference).await?;
+    /// Finds out what an image consists of; its layers as well, where it may come to be unpacked.
+    pub(super) async fn resolve(&self, wanted: Arc<Wanted>, unpacks: bool) -> Result<Resolved> {
+        let mut resolved = self.documents(wanted, unpacks).await?;
         self.admit(&resolved).await?;
         self.add_referrers(&mut resolved).await?;
         self.blobs.listener.on(&Event::ImageResolved {
-            image: &reference.to_string(),
+            image: &resolved.wanted.reference.to_string(),
             digest: &resolved.blobs[0].descriptor.digest,
-            platform: &self.platform,
+            platforms: &resolved.wanted.platforms,
             blobs: resolved.blobs.len(),
             bytes: resolved.size(),
         });
@@ -117,11 +121,12 @@ impl Fetcher {
         image: Resolved,
         unpacking: Option<(&Arc<Unpacker>, Vec<Present>)>,
     ) -> Result<Baked> {
-        let Resolved { reference, blobs, config, stack, policy } = image;
+        let Resolved { wanted, blobs, config, stack, choice: Choice { policy, pin, .. }, .. } = image;
+        let Wanted { reference, namespace, names, labels, .. } = &*wanted;
         let target = blobs[0].descriptor.clone();
         let fetch = async {
             let mut all: FuturesUnordered<_> =
-                blobs.iter().map(|blob| self.blobs.ensure(&reference, &blob.descriptor)).collect();
+                blobs.iter().map(|blob| self.blobs.ensure(reference, &blob.descriptor)).collect();
             while all.try_next().await?.is_some() {}
             Ok(())
         };
@@ -144,23 +149,24 @@ impl Fetcher {
                 Policy::UnpackDiscard => Source::Blob(watch::channel(Coming::InPlace).1),
                 _ => Source::Blob(self.blobs.coming(layer)),
             };
-            unpacker.image(stack, &present, source).await
+            unpacker.image(namespace, stack, &present, source).await
         };
         futures_util::try_join!(fetch, unpack)?;
         let name = reference.to_string();
         let mut aliases = vec![reference.digest_name(&target.digest), config.to_string()];
         aliases.retain(|alias| *alias != name);
         let source = Some((reference.registry_host().to_owned(), reference.repository().to_owned()));
-        let platform = self.platform.clone();
-        let record = ImageRecord { name, aliases, target, platform, pinned: self.pin, blobs, source };
+        let mut names: Vec<String> = names.iter().map(Reference::to_string).collect();
+        names.retain(|other| *other != name);
+        let labels = labels.clone();
+        let record = ImageRecord { name, aliases, target, names, labels, pinned: pin, blobs, source };
         self.blobs.listener.on(&Event::ImageFetched { image: &record.name, digest: &record.target.digest });
-        let baked = Baked { record, stack: stack.filter(|_| policy != Policy::Fetch) };
+        let baked = Baked { stack: stack.filter(|_| policy != Policy::Fetch), ..Baked::fetched(namespace, record) };
         if policy == Policy::UnpackDiscard {
             // Without its snapshots it is nothing that a bootstrap of its own could use.
             return Ok(baked);
         }
-        let (store, catalog, namespace) =
-            (self.blobs.store.clone(), self.blobs.catalog.clone(), self.blobs.namespace.clone());
+        let (store, catalog) = (self.blobs.store.clone(), self.blobs.catalog().cloned());
         blocking(move || {
             let mut verified = Vec::new();
             for blob in &baked.record.blobs {
@@ -168,43 +174,69 @@ impl Fetcher {
                     verified.push((blob.descriptor.digest.clone(), stat));
                 }
             }
-            catalog.record(&namespace, std::slice::from_ref(&baked.record), &verified)?;
+            let images = std::slice::from_ref(&baked.record);
+            catalog.map_or(Ok(()), |catalog| catalog.record(&baked.namespace, images, &verified))?;
             Ok(baked)
         })
         .await
     }
 
-    /// Walks from the target down to the platform's manifest.
-    async fn documents(&self, reference: &Reference) -> Result<Resolved> {
-        let (declared, raw) = self.blobs.target(reference).await?;
+    /// Walks from the target down to the manifest of each platform.
+    async fn documents(&self, wanted: Arc<Wanted>, unpacks: bool) -> Result<Resolved> {
+        let reference = &wanted.reference;
+        let (declared, raw) = match &wanted.locked {
+            Some(LockedImage { target, .. }) => {
+                (target.clone(), self.blobs.small(reference, target, Small::Document).await?)
+            }
+            None => self.blobs.target(&wanted).await?,
+        };
         let (document, media_type) = parse(&declared.digest, &raw.bytes, &declared.media_type)?;
         let target = Descriptor::new(media_type, declared.digest, declared.size);
         self.blobs.keep(&target, raw.bytes.clone()).await?;
         drop(raw);
-        let mut search =
-            Search { reference, path: Vec::new(), seen: HashSet::new(), has: BTreeSet::new(), config: None };
-        search.seen.insert(target.digest.clone());
-        let Some(manifest) = self.descend(&mut search, target, document, None, 0).await? else {
-            let has = search.has.into_iter().collect::<Vec<_>>().join(", ");
-            return Err(Error::NoPlatform { wanted: self.platform.clone(), has });
-        };
-        if let Some(empty) = manifest.layers.iter().find(|layer| layer.size == 0) {
-            return Err(Error::EmptyLayer(empty.digest.clone()));
-        }
-        let stack = match &search.config {
-            Some(config) => self.unpacks.then(|| Stack::new(&manifest, config)).transpose()?.flatten().map(Arc::new),
-            None => None,
-        };
-        let config = manifest.config.digest.clone();
+        let mut first = None;
+        let mut seen = HashSet::new();
         let mut blobs: Vec<ImageBlob> = Vec::new();
-        for blob in search.path.into_iter().chain([leaf(manifest.config)]).chain(manifest.layers.into_iter().map(leaf))
-        {
-            // A layer may occur several times in an image.
-            if !blobs.iter().any(|known| known.descriptor.digest == blob.descriptor.digest) {
-                blobs.push(blob);
+        for platform in &wanted.platforms {
+            let Found { path, manifest, config } = self.find(reference, platform, &target, &document).await?;
+            if let Some(empty) = manifest.layers.iter().find(|layer| layer.size == 0) {
+                return Err(Error::EmptyLayer(empty.digest.clone()));
             }
+            if first.is_none() {
+                let stack = config.filter(|_| unpacks).map(|config| Stack::new(&manifest, &config)).transpose()?;
+                let digest = path.last().map_or(&target, |blob| &blob.descriptor).digest.clone();
+                first = Some((digest, manifest.config.digest.clone(), stack.flatten().map(Arc::new)));
+            }
+            let leaves = [manifest.config].into_iter().chain(manifest.layers).map(leaf);
+            // A layer may occur several times in an image.
+            blobs.extend(path.into_iter().chain(leaves).filter(|blob| seen.insert(blob.descriptor.digest.clone())));
         }
-        Ok(Resolved { reference: reference.clone(), blobs, config, stack, policy: Policy::Fetch })
+        let (manifest, config, stack) = first.ok_or(Error::Task)?;
+        let choice = Choice { policy: Policy::Fetch, reason: Reason::Default, pin: false };
+        Ok(Resolved { wanted, blobs, manifest, config, stack, choice })
+    }
+
+    /// Walks from the target down to one platform's manifest.
+    pub(super) async fn find(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        target: &Descriptor,
+        document: &Document,
+    ) -> Result<Found> {
+        let mut search = Search {
+            reference,
+            platform,
+            path: Vec::new(),
+            seen: HashSet::from([target.digest.clone()]),
+            has: BTreeSet::new(),
+            config: None,
+        };
+        if let Some(manifest) = self.descend(&mut search, target.clone(), document.clone(), None, 0).await? {
+            return Ok(Found { path: search.path, manifest, config: search.config });
+        }
+        let has = search.has.into_iter().collect::<Vec<_>>().join(", ");
+        Err(Error::NoPlatform { wanted: platform.clone(), has })
     }
 
     /// Walks from a document down to the platform's manifest, whose config fits; `None` when there is none. `said` is what
@@ -229,7 +261,7 @@ impl Fetcher {
                 Document::Index(index) => index,
             };
             search.has.extend(platforms(&index));
-            for entry in candidates(&index, &self.platform) {
+            for entry in candidates(&index, search.platform) {
                 if !search.seen.insert(entry.digest.clone()) {
                     continue;
                 }
@@ -258,7 +290,7 @@ impl Fetcher {
         }
         let raw = self.blobs.small(search.reference, &manifest.config, Small::Blob).await?;
         let config = Config::parse(&raw.bytes).map_err(|source| unusable(&manifest.config.digest, source))?;
-        let fits = fits(&config, said, &self.platform)?;
+        let fits = fits(&config, said, search.platform)?;
         if fits {
             search.config = Some(config);
         } else {
@@ -271,6 +303,7 @@ impl Fetcher {
 /// The search for an image's manifest.
 struct Search<'r> {
     reference: &'r Reference,
+    platform: &'r Platform,
     /// Documents from the target to where the search is.
     path: Vec<ImageBlob>,
     /// Documents that were looked into.

@@ -8,25 +8,30 @@ mod each;
 mod event;
 mod existing;
 mod fetch;
+mod lock;
+mod plan;
 mod policy;
 mod record;
 mod referrers;
 mod resolve;
 mod unpack;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blobs::Blobs;
+use blobs::{Blobs, Place};
 use each::{Images, each};
 pub use event::{Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
-use policy::Keepers;
-pub use policy::{DEFAULT_MAX_UNPACKED, Needs, Policy, Unpacking};
+use lock::of_lock;
+pub use lock::{Moved, lock as lock_images, moved};
+use plan::Ground;
+pub use plan::{Estimate, Plan, Planned, plan};
+pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
 use record::{Baked, Snapshots, record};
 use unpack::{Stack, Unpacker};
 
@@ -38,6 +43,8 @@ use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::root::{Root, RootError};
+use crate::snapshot::Stored;
+use crate::spec::{LockedImage, Policy};
 use crate::trust::PublicKey;
 use crate::{layer, registry, snapshot};
 
@@ -135,13 +142,31 @@ pub enum Error {
     /// The file system has too little space for all of it.
     #[error(
         "about {} MiB are needed, {} of them for blobs, and {} MiB are free; free some, or try with --ignore-space",
-        (needs.store + needs.snapshots) >> 20, needs.store >> 20, free >> 20
+        (store + snapshots) >> 20, store >> 20, free >> 20
     )]
     NoSpace {
-        /// What is needed.
-        needs: Needs,
+        /// Bytes that blobs need.
+        store: u64,
+        /// Bytes that snapshots need, as far as can be told.
+        snapshots: u64,
         /// What is free, in bytes.
         free: u64,
+    },
+    /// The file system has too few inodes for all of it.
+    #[error("about {needs} inodes are needed, and {free} are free; try with --ignore-space if you know better")]
+    NoInodes {
+        /// What is needed, as far as can be told.
+        needs: u64,
+        /// What is free.
+        free: u64,
+    },
+    /// The images would take more than they may.
+    #[error("the root's images would take about {} MiB, and --max-store allows {}", would >> 20, limit >> 20)]
+    OverLimit {
+        /// What they would take, in bytes.
+        would: u64,
+        /// What they may take.
+        limit: u64,
     },
     /// An image that was to be unpacked is not in the root.
     #[error("the root has no image {0:?}; `prebake images` lists those it has")]
@@ -180,14 +205,8 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Request {
     /// Into which root.
     pub root: Root,
-    /// Which images.
-    pub references: Vec<Reference>,
-    /// containerd's namespace.
-    pub namespace: String,
-    /// For which machine.
-    pub platform: Platform,
-    /// Whether kubelet must never remove them.
-    pub pin: bool,
+    /// Which images; of those that are named twice in a namespace, the first counts.
+    pub images: Vec<Wanted>,
     /// Blobs under way at a time.
     pub concurrency: usize,
     /// How to talk to registries.
@@ -198,10 +217,50 @@ pub struct Request {
     pub referrers: Option<Vec<String>>,
     /// Who must have signed which images.
     pub trusted: Vec<Trusted>,
-    /// Whether layers are unpacked, of those that containerd gets to know of.
-    pub unpack: Option<Unpacking>,
+    /// What becomes of layers.
+    pub policies: Policies,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
+}
+
+/// An image that is to be baked.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its name.
+    pub reference: Reference,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// For which machines, at least one; layers are unpacked for the first.
+    pub platforms: Vec<Platform>,
+    /// What becomes of its layers, whatever rules say.
+    pub policy: Option<Policy>,
+    /// Whether kubelet must never remove it, whatever rules say.
+    pub pin: Option<bool>,
+    /// Further names of it.
+    pub names: Vec<Reference>,
+    /// Labels of its records.
+    pub labels: BTreeMap<String, String>,
+    /// Keys of which one must have signed it; without any, [`Request::trusted`] counts.
+    pub keys: Vec<PublicKey>,
+    /// What its name led to when it was locked; it is not asked for again.
+    pub locked: Option<LockedImage>,
+}
+
+impl Wanted {
+    /// One of which nothing but its name is said.
+    pub fn new(reference: Reference, namespace: impl Into<String>, platform: Platform) -> Self {
+        Self {
+            reference,
+            namespace: namespace.into(),
+            platforms: vec![platform],
+            policy: None,
+            pin: None,
+            names: Vec::new(),
+            labels: BTreeMap::new(),
+            keys: Vec::new(),
+            locked: None,
+        }
+    }
 }
 
 /// A key that must have signed images, or one of several such.
@@ -282,39 +341,48 @@ pub struct Totals {
 /// # Errors
 /// [`Error`] when nothing could be begun, or the metadata could not be written.
 pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Report> {
-    metadata::check_namespace(&request.namespace)?;
+    for image in &request.images {
+        metadata::check_namespace(&image.namespace)?;
+    }
     let started = Instant::now();
     tokio::pin!(cancel);
     // Held to the end: no containerd starts on the root meanwhile.
     let locked = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await?;
     let Some(mut meta) = locked else {
-        let outcome = |r: &Reference| Outcome { name: r.to_string(), failure: Some(Failure::stopped()) };
-        let images = request.references.iter().map(outcome).collect();
+        let outcome = |image: &Wanted| Outcome { name: image.reference.to_string(), failure: Some(Failure::stopped()) };
+        let images = request.images.iter().map(outcome).collect();
         return Ok(Report { images, totals: Totals::default(), elapsed: started.elapsed(), cancelled: true });
     };
     let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
     let store = Store::create(&request.root)?;
-    let mut snapshots = match &request.unpack {
-        Some(_) => Some(Snapshots::open(&request.root, &request.namespace, &mut meta)?),
-        None => None,
-    };
-    let mut seen = HashSet::new();
-    let named = request.references.iter().map(|reference| (reference.to_string(), Some(Ok(reference))));
-    let references: Images<&Reference> = named.filter(|(name, _)| seen.insert(name.clone())).collect();
-
-    let fetcher = Fetcher::new(&request, Blobs::new(&request, store.clone(), catalog, listener.clone())?);
+    let policies = &request.policies;
+    let unpacks = request.bootstrap && policies.may_unpack(&request.images);
+    let mut snapshots = unpacks.then(|| Snapshots::open(&request.root, &mut meta)).transpose()?;
+    let wanted = wanted(&request);
+    let fetcher = Fetcher::new(&request, Blobs::new(&request, store.clone(), Place::Root(catalog), listener.clone())?);
     let at_once = fetcher.images_at_once;
     let mut cancelled = false;
-    let resolve = |reference| fetcher.resolve(reference);
-    let mut images = each(references, at_once, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
-    if let (Some(unpacking), Some(snapshots)) = (&request.unpack, &snapshots) {
-        plan(&request.root, unpacking, snapshots, &store, &mut meta, &mut images)?;
+    let present = |namespace: &str, stack: &Stack| {
+        snapshots.as_ref().map_or(Vec::new(), |snapshots| snapshots.present(namespace, stack))
+    };
+    let unpacked = match &snapshots {
+        Some(snapshots) => snapshots.bytes(),
+        None => Stored::of_root(&request.root)?.map_or(0, |stored| stored.bytes()),
+    };
+    let ground = Ground { root: &request.root, store: &store, present: &present, snapshots: unpacked };
+    if let Some(mut images) = of_lock(&wanted) {
+        // Before anything is asked of anybody.
+        ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
     }
-    let unpacker = snapshots.as_ref().zip(request.unpack.as_ref()).map(|(snapshots, unpacking)| {
-        Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), unpacking.max_unpacked))
+    let resolve = |image| fetcher.resolve(image, snapshots.is_some());
+    let mut images = each(wanted, at_once, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
+    ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
+    let unpacker = snapshots.as_ref().map(|snapshots| {
+        Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), policies.max_unpacked))
     });
     let complete = |image: Resolved| {
-        let present = image.stack.iter().zip(&snapshots).map(|(stack, all)| all.present(stack)).next();
+        let present = |(stack, all): (&Arc<Stack>, &Snapshots)| all.present(&image.wanted.namespace, stack);
+        let present = image.stack.iter().zip(&snapshots).map(present).next();
         fetcher.complete(image, unpacker.as_ref().zip(present))
     };
     let images = each(images, at_once, &*listener, cancel, &mut cancelled, complete).await;
@@ -325,7 +393,7 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
 
     let images = if request.bootstrap && !cancelled {
         let unpacked = snapshots.as_mut().zip(unpacker.as_deref());
-        record(&request.root, &store, &mut meta, &request.namespace, images, unpacked, &*listener)?
+        record(&request.root, &store, &mut meta, images, unpacked, &*listener)?
     } else {
         images.into_iter().map(Outcome::of).collect()
     };
@@ -333,40 +401,12 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     Ok(Report { images, totals, elapsed: started.elapsed(), cancelled })
 }
 
-/// Gives each image its policy, and sees whether there is room for all of them.
-fn plan(
-    root: &Root,
-    unpacking: &Unpacking,
-    snapshots: &Snapshots,
-    store: &Store,
-    meta: &mut MetaDb,
-    images: &mut Images<Resolved>,
-) -> Result<()> {
-    let mut keepers = if unpacking.discard { Keepers::of_root(meta)? } else { Keepers::default() };
-    for (name, image) in images.iter() {
-        if let Some(Ok(image)) = image
-            && unpacking.policy(image) != Policy::UnpackDiscard
-        {
-            keepers.add(name, image);
-        }
-    }
-    for (_, image) in images.iter_mut() {
-        if let Some(Ok(resolved)) = image
-            && let Err(error) = unpacking.apply(resolved, &keepers)
-        {
-            *image = Some(Err(Failure::new(&error)));
-        }
-    }
-    let resolved = || images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok());
-    let chains = |stack: &Arc<Stack>| stack.chain().into_iter().zip(snapshots.present(stack)).map(|(chain, _)| chain);
-    let present: HashSet<Digest> = resolved().flat_map(|image| &image.stack).flat_map(chains).collect();
-    let has_blob = |digest: &Digest| store.stat(digest).is_ok_and(|stat| stat.is_some());
-    let needs = Needs::of(resolved(), has_blob, |chain| present.contains(chain));
-    let free = root.free_space()?;
-    if !unpacking.ignore_space && needs.store + needs.snapshots > free {
-        return Err(Error::NoSpace { needs, free });
-    }
-    Ok(())
+/// The images, each once.
+fn wanted(request: &Request) -> Images<Arc<Wanted>> {
+    let mut seen = HashSet::new();
+    let new = |image: &&Wanted| seen.insert((image.namespace.clone(), image.reference.clone()));
+    let start = |image: &Wanted| (image.reference.to_string(), Some(Ok(Arc::new(image.clone()))));
+    request.images.iter().filter(new).map(start).collect()
 }
 
 /// Locks the root; `None` when `cancel` came first.
@@ -410,6 +450,6 @@ pub fn bootstrap(
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;
     let fetched =
-        records.into_iter().map(|record| (record.name.clone(), Some(Ok(Baked { record, stack: None })))).collect();
-    record(root, &store, &mut meta, namespace, fetched, None, listener)
+        records.into_iter().map(|record| (record.name.clone(), Some(Ok(Baked::fetched(namespace, record))))).collect();
+    record(root, &store, &mut meta, fetched, None, listener)
 }

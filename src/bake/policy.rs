@@ -1,12 +1,13 @@
 //! What is to become of an image's layers, and whether there is room for it. Pure, but for the look at what the root keeps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::fetch::Resolved;
-use super::{Error, Result};
+use super::{Error, Result, Wanted};
 use crate::metadata::{self, MetaDb, labels};
-use crate::oci::{Digest, media_type};
+use crate::oci::{Descriptor, Digest, media_type};
 use crate::snapshot::OVERLAYFS;
+use crate::spec::{Choice, Policy, Reason, Rule, Sizes, choose};
 
 /// Most bytes that a layer may unpack to, unless asked otherwise.
 pub const DEFAULT_MAX_UNPACKED: u64 = 64 << 30;
@@ -14,63 +15,64 @@ pub const DEFAULT_MAX_UNPACKED: u64 = 64 << 30;
 /// Debian's packages come to.
 const EXPANSION_TENTHS: u64 = 25;
 
-/// What becomes of an image's layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// They are kept; containerd unpacks them at first use.
-    Fetch,
-    /// They are kept and unpacked.
-    Unpack,
-    /// They are unpacked and not kept.
-    UnpackDiscard,
-}
-
-/// Which images are unpacked, and how.
+/// What becomes of images' layers, and within which limits.
 #[derive(Debug, Clone)]
-pub struct Unpacking {
-    /// Only images of fewer compressed bytes; all without it.
-    pub under: Option<u64>,
-    /// Whether layers that are unpacked are not kept.
-    pub discard: bool,
+pub struct Policies {
+    /// Rules, of which the first that fits counts.
+    pub rules: Vec<Rule>,
+    /// What no rule is about.
+    pub default: Policy,
+    /// Whether kubelet must never remove images of which nothing else is said.
+    pub pin: bool,
     /// The snapshotters that containers on this root will use.
     pub snapshotters: Vec<String>,
     /// Most bytes that a layer may unpack to.
     pub max_unpacked: u64,
+    /// Most bytes that the root's images may take, with what is there.
+    pub max_store: Option<u64>,
     /// Whether to begin even when the file system has too little space by what is known before.
     pub ignore_space: bool,
 }
 
-impl Default for Unpacking {
-    /// All images, for overlayfs alone, and nothing is discarded.
+impl Default for Policies {
+    /// Everything is fetched, for overlayfs alone.
     fn default() -> Self {
         Self {
-            under: None,
-            discard: false,
+            rules: Vec::new(),
+            default: Policy::Fetch,
+            pin: false,
             snapshotters: vec![OVERLAYFS.to_owned()],
             max_unpacked: DEFAULT_MAX_UNPACKED,
+            max_store: None,
             ignore_space: false,
         }
     }
 }
 
-impl Unpacking {
-    /// What it asks for an image, whatever keeps its layers.
-    pub(super) fn policy(&self, image: &Resolved) -> Policy {
-        match self.under {
-            _ if image.stack.is_none() => Policy::Fetch,
-            Some(limit) if image.size() >= limit => Policy::Fetch,
-            _ if self.discard => Policy::UnpackDiscard,
-            _ => Policy::Unpack,
+impl Policies {
+    /// Whether any of these images may come to be unpacked.
+    pub(super) fn may_unpack(&self, images: &[Wanted]) -> bool {
+        let asked = images.iter().map(|image| image.policy).chain(self.rules.iter().map(|rule| rule.policy));
+        asked.flatten().chain([self.default]).any(|policy| policy != Policy::Fetch)
+    }
+
+    /// What is asked for an image, whatever keeps its layers.
+    pub(super) fn choose(&self, image: &Resolved) -> Choice {
+        let sizes = Sizes { compressed: image.size(), unpacked: image.unpacked() };
+        let own = (image.wanted.policy, image.wanted.pin);
+        let choice = choose(own, &self.rules, (self.default, self.pin), &image.wanted.reference, sizes);
+        match &image.stack {
+            None => Choice { policy: Policy::Fetch, reason: Reason::NoLayers, ..choice },
+            Some(_) => choice,
         }
     }
 
-    /// Gives an image its policy.
+    /// Leaves out the layers of an image that is not to keep them.
     ///
     /// # Errors
     /// [`Error::Discard`] where its layers are needed.
     pub(super) fn apply(&self, image: &mut Resolved, keepers: &Keepers) -> Result<()> {
-        image.policy = self.policy(image);
-        if image.policy == Policy::UnpackDiscard {
+        if image.choice.policy == Policy::UnpackDiscard {
             if let Some(other) = self.snapshotters.iter().find(|name| *name != OVERLAYFS) {
                 let why = format!("snapshotter {other} needs them to unpack the image again");
                 return Err(Error::Discard { why });
@@ -85,6 +87,12 @@ impl Unpacking {
         }
         Ok(())
     }
+}
+
+/// What a layer takes unpacked, as far as its descriptor tells, in bytes.
+pub(super) fn estimate(layer: &Descriptor) -> u64 {
+    let compressed = layer.media_type.ends_with("gzip") || layer.media_type.ends_with("zstd");
+    if compressed { layer.size.saturating_mul(EXPANSION_TENTHS) / 10 } else { layer.size }
 }
 
 /// Which layers are kept, and by whom.
@@ -118,46 +126,5 @@ impl Keepers {
     pub(super) fn add(&mut self, name: &str, image: &Resolved) {
         let layers = image.blobs.iter().filter(|blob| media_type::is_layer(&blob.descriptor.media_type));
         self.0.extend(layers.map(|blob| (blob.descriptor.digest.clone(), name.to_owned())));
-    }
-}
-
-/// What images will take that is not there yet, in bytes.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
-    /// Blobs.
-    pub store: u64,
-    /// Snapshots, as far as can be told before they are made.
-    pub snapshots: u64,
-}
-
-impl Needs {
-    /// Of these images; `has_blob` and `has_chain` say what is there.
-    pub(super) fn of<'r>(
-        images: impl Iterator<Item = &'r Resolved>,
-        has_blob: impl Fn(&Digest) -> bool,
-        has_chain: impl Fn(&Digest) -> bool,
-    ) -> Self {
-        let mut needs = Self::default();
-        let (mut blobs, mut chains) = (HashSet::new(), HashSet::new());
-        for image in images {
-            for blob in &image.blobs {
-                let digest = &blob.descriptor.digest;
-                if blobs.insert(digest) && !has_blob(digest) {
-                    needs.store += blob.descriptor.size;
-                }
-            }
-            if image.policy == Policy::Fetch {
-                continue;
-            }
-            for layer in image.stack.iter().flat_map(|stack| &stack.layers) {
-                if chains.insert(&layer.chain) && !has_chain(&layer.chain) {
-                    let kind = &layer.descriptor.media_type;
-                    let compressed = kind.ends_with("gzip") || kind.ends_with("zstd");
-                    let size = layer.descriptor.size;
-                    needs.snapshots += if compressed { size.saturating_mul(EXPANSION_TENTHS) / 10 } else { size };
-                }
-            }
-        }
-        needs
     }
 }

@@ -2,15 +2,15 @@
 
 use std::collections::HashSet;
 
+use super::Error;
 use super::blobs::{Result, Small};
 use super::fetch::{Fetcher, Resolved, leaf, parse};
 use super::resolve::children;
-use super::{Error, Trusted};
 use crate::catalog::ImageBlob;
 use crate::metadata::labels;
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 use crate::registry;
-use crate::trust::{SIGNATURE, is_signature};
+use crate::trust::{PublicKey, SIGNATURE, is_signature};
 
 /// Referrers of one image, with those that refer to them.
 const MAX_REFERRERS: usize = 256;
@@ -37,7 +37,7 @@ impl Fetcher {
         let mut seen: HashSet<Digest> = image.blobs.iter().map(|blob| blob.descriptor.digest.clone()).collect();
         let mut count = 0;
         while let Some(subject) = subjects.pop() {
-            for descriptor in self.referrers_of(&image.reference, &subject).await? {
+            for descriptor in self.referrers_of(&image.wanted.reference, &subject).await? {
                 let is_wanted = |kind: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == kind);
                 let is_other = descriptor.artifact_type().is_some_and(|kind| !is_wanted(kind));
                 if is_other || !seen.insert(descriptor.digest.clone()) {
@@ -47,7 +47,7 @@ impl Fetcher {
                 if count > MAX_REFERRERS {
                     return Err(Error::TooManyDocuments);
                 }
-                let raw = self.blobs.small(&image.reference, &descriptor, Small::Document).await?;
+                let raw = self.blobs.small(&image.wanted.reference, &descriptor, Small::Document).await?;
                 let (document, kind) = parse(&descriptor.digest, &raw.bytes, &descriptor.media_type)?;
                 drop(raw);
                 let Document::Manifest(manifest) = &document else { continue };
@@ -97,21 +97,22 @@ impl Fetcher {
 
     /// Whether an image may be used: where keys are named for it, one of them has signed what its name leads to.
     pub(super) async fn admit(&self, image: &Resolved) -> Result<()> {
-        let keys: Vec<&Trusted> =
-            self.trusted.iter().filter(|trusted| image.reference.fits(&trusted.pattern)).collect();
+        let own: Vec<&PublicKey> = image.wanted.keys.iter().collect();
+        let fitting = self.trusted.iter().filter(|trusted| image.wanted.reference.fits(&trusted.pattern));
+        let keys = if own.is_empty() { fitting.map(|trusted| &trusted.key).collect() } else { own };
         if keys.is_empty() {
             return Ok(());
         }
         let target = &image.blobs[0].descriptor.digest;
-        let named = self.tagged(&image.reference, target, COSIGN_TAGS[0]).await?;
-        let referring = self.blobs.client.referrers(&image.reference, target).await?;
+        let named = self.tagged(&image.wanted.reference, target, COSIGN_TAGS[0]).await?;
+        let referring = self.blobs.client.referrers(&image.wanted.reference, target).await?;
         let may_sign = |referrer: &Descriptor| {
             referrer.artifact_type().is_none_or(|kind| SIGNATURES.iter().any(|begin| kind.starts_with(begin)))
         };
         let candidates = named.into_iter().chain(referring.into_iter().filter(may_sign)).take(MAX_SIGNATURES);
         let (mut signatures, mut failure) = (0, None);
         for descriptor in candidates {
-            match self.signed(&image.reference, &descriptor, target, &keys, &mut signatures).await {
+            match self.signed(&image.wanted.reference, &descriptor, target, &keys, &mut signatures).await {
                 Ok(false) => {}
                 Ok(true) => return Ok(()),
                 // Another one may do.
@@ -127,7 +128,7 @@ impl Fetcher {
         reference: &Reference,
         descriptor: &Descriptor,
         target: &Digest,
-        keys: &[&Trusted],
+        keys: &[&PublicKey],
         signatures: &mut usize,
     ) -> Result<bool> {
         let raw = self.blobs.small(reference, descriptor, Small::Document).await?;
@@ -142,7 +143,7 @@ impl Fetcher {
                 return Err(Error::TooManyDocuments);
             }
             let payload = self.blobs.small(reference, layer, Small::Blob).await?;
-            if keys.iter().any(|trusted| trusted.key.admits(target, &layer.media_type, &payload.bytes, annotation)) {
+            if keys.iter().any(|key| key.admits(target, &layer.media_type, &payload.bytes, annotation)) {
                 return Ok(true);
             }
         }

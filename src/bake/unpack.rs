@@ -22,6 +22,7 @@ use crate::layer::{self, Buffers, Job, Onto, Usage};
 use crate::metadata::Labels;
 use crate::oci::{Config, Descriptor, Digest, Hasher, Manifest, Reference, chain_ids, media_type};
 use crate::snapshot::{Dirs, Present, Staged};
+use crate::spec::LockedPlatform;
 
 /// Layers that are unpacked at a time, for each core: while one waits for the disk or the network, another goes on.
 const PER_CORE: usize = 2;
@@ -59,6 +60,17 @@ impl Stack {
         if layers.len() != diff_ids.len() {
             return Err(Error::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
         }
+        Ok(Self::of(&manifest.config.digest, layers.into_iter(), diff_ids))
+    }
+
+    /// As far as a lock tells.
+    pub(super) fn of_lock(locked: &LockedPlatform) -> Option<Self> {
+        let unpacked = || locked.layers.iter().filter_map(|(layer, diff_id)| Some((layer, diff_id.clone()?)));
+        let diff_ids: Vec<Digest> = unpacked().map(|(_, diff_id)| diff_id).collect();
+        Self::of(&locked.config.digest, unpacked().map(|(layer, _)| layer), &diff_ids)
+    }
+
+    fn of<'d>(config: &Digest, layers: impl Iterator<Item = &'d Descriptor>, diff_ids: &[Digest]) -> Option<Self> {
         let layer = |((descriptor, diff_id), chain): ((&Descriptor, &Digest), Digest)| Layer {
             descriptor: Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size),
             diff_id: diff_id.clone(),
@@ -69,8 +81,8 @@ impl Stack {
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
         };
-        let layers: Vec<Layer> = layers.into_iter().zip(diff_ids).zip(chain_ids(diff_ids)).map(layer).collect();
-        Ok((!layers.is_empty()).then(|| Self { config: manifest.config.digest.clone(), layers }))
+        let layers: Vec<Layer> = layers.zip(diff_ids).zip(chain_ids(diff_ids)).map(layer).collect();
+        (!layers.is_empty()).then(|| Self { config: config.clone(), layers })
     }
 
     pub(super) fn chain(&self) -> Vec<Digest> {
@@ -162,7 +174,8 @@ pub(super) struct Unpacker {
     limit: u64,
     buffers: Arc<Buffers>,
     permits: Arc<Semaphore>,
-    slots: Mutex<HashMap<Digest, Arc<Slot>>>,
+    /// By namespace and chain.
+    slots: Mutex<HashMap<(String, Digest), Arc<Slot>>>,
     layers: AtomicU64,
     bytes: AtomicU64,
 }
@@ -185,13 +198,14 @@ impl Unpacker {
         }
     }
 
-    fn slot(&self, chain: &Digest) -> Arc<Slot> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(chain.clone()).or_default().clone()
+    fn slot(&self, namespace: &str, chain: &Digest) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry((namespace.to_owned(), chain.clone())).or_default().clone()
     }
 
     /// What was unpacked of a chain, to be published; `None` when it was there before, or is taken.
-    pub(super) fn take(&self, chain: &Digest) -> Option<(Staged, Usage)> {
-        self.slot(chain).made.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(super) fn take(&self, namespace: &str, chain: &Digest) -> Option<(Staged, Usage)> {
+        self.slot(namespace, chain).made.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What was unpacked, on top of what was fetched.
@@ -213,12 +227,13 @@ impl Unpacker {
     /// Makes sure that all layers of an image are unpacked; `present` are those that were before.
     pub(super) async fn image(
         self: &Arc<Self>,
+        namespace: &str,
         stack: &Arc<Stack>,
         present: &[Present],
         source: impl Fn(&Descriptor) -> Source,
     ) -> Result<()> {
         for (layer, present) in stack.layers.iter().zip(present) {
-            self.slot(&layer.chain).fs.send_replace(Some(self.dirs.fs(present.id)));
+            self.slot(namespace, &layer.chain).fs.send_replace(Some(self.dirs.fs(present.id)));
         }
         let stop = Stop(watch::Sender::new(false));
         let mut turn = None;
@@ -226,7 +241,16 @@ impl Unpacker {
         for i in present.len()..stack.layers.len() {
             let (next, after) = oneshot::channel();
             let source = source(&stack.layers[i].descriptor);
-            layers.push(self.layer(stack, i, source, stop.0.subscribe(), turn.replace(after), next));
+            let work = Work {
+                unpacker: self.clone(),
+                namespace: namespace.into(),
+                stack: stack.clone(),
+                i,
+                slot: self.slot(namespace, &stack.layers[i].chain),
+                stop: stop.0.subscribe(),
+                handle: Handle::current(),
+            };
+            layers.push(self.layer(work, source, turn.replace(after), next));
         }
         while layers.try_next().await?.is_some() {}
         Ok(())
@@ -236,10 +260,8 @@ impl Unpacker {
     /// what they need.
     async fn layer(
         self: &Arc<Self>,
-        stack: &Arc<Stack>,
-        i: usize,
+        work: Work,
         source: Source,
-        stop: watch::Receiver<bool>,
         turn: Option<oneshot::Receiver<()>>,
         next: oneshot::Sender<()>,
     ) -> Result<()> {
@@ -247,7 +269,7 @@ impl Unpacker {
             // Without a turn, a layer below failed, and the image with it.
             turn.await.map_err(|_| Error::Task)?;
         }
-        let slot = self.slot(&stack.layers[i].chain);
+        let slot = work.slot.clone();
         let mut next = Some(next);
         let lock = slot.lock(&mut next).await;
         if slot.fs.borrow().is_some() {
@@ -266,8 +288,7 @@ impl Unpacker {
         };
         slot.turn.send_modify(|turn| turn.begun = true);
         may_begin(&mut next);
-        let held = Held { slot: slot.clone(), _lock: lock, _permit: permit };
-        let work = Work { unpacker: self.clone(), stack: stack.clone(), i, slot, stop, handle: Handle::current() };
+        let held = Held { slot, _lock: lock, _permit: permit };
         match source {
             Source::Blob(coming) => self.unpack_stored(work, coming, held).await,
             Source::Stream(blobs, reference) => unpack_streamed(work, &blobs, &reference, held).await,
@@ -333,6 +354,7 @@ impl Drop for Stop {
 #[derive(Clone)]
 struct Work {
     unpacker: Arc<Unpacker>,
+    namespace: Arc<str>,
     stack: Arc<Stack>,
     i: usize,
     slot: Arc<Slot>,
@@ -371,7 +393,8 @@ impl Work {
     /// What it takes on disk.
     fn unpack_quietly(&self, source: impl Read + Send) -> layer::Result<u64> {
         let layer = self.layer();
-        let staged = self.unpacker.dirs.stage(layer.chain.hex()).map_err(layer::Error::Io)?;
+        let staged =
+            self.unpacker.dirs.stage(&format!("{}-{}", self.namespace, layer.chain.hex())).map_err(layer::Error::Io)?;
         let fs = staged.fs()?;
         let job = Job {
             media_type: &layer.descriptor.media_type,
@@ -393,7 +416,7 @@ impl Work {
     /// The files of the nth layer below, once it is unpacked; `None` below the lowest.
     fn below(&self, n: usize) -> layer::Result<Option<OwnedFd>> {
         let Some(layer) = self.i.checked_sub(n + 1).map(|i| &self.stack.layers[i]) else { return Ok(None) };
-        let mut fs = self.unpacker.slot(&layer.chain).fs.subscribe();
+        let mut fs = self.unpacker.slot(&self.namespace, &layer.chain).fs.subscribe();
         let mut stop = self.stop.clone();
         let path = self.handle.block_on(async {
             tokio::select! {

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::content::{self, Store};
 use crate::metadata::{
-    self, Blob, Image, K8S_NAMESPACE, Labels, MetaDb, Snapshot, labels, put_blob, put_image, put_snapshot,
+    self, Blob, Image, K8S_NAMESPACE, Labels, MetaDb, Snapshot, Tx, labels, put_blob, put_image, put_snapshot,
 };
 use crate::oci::Digest;
 use crate::snapshot::OVERLAYFS;
@@ -35,6 +35,7 @@ pub enum Error {
 /// An image whose blobs were all seen in the store: only [`ready`] makes one.
 #[derive(Debug)]
 pub struct Ready {
+    namespace: String,
     image: ImageRecord,
     /// Its snapshots, when it has some.
     pub unpacked: Option<Unpacked>,
@@ -66,29 +67,50 @@ pub struct UnpackedLayer {
     pub labels: Labels,
 }
 
+impl Ready {
+    /// containerd's namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
+
 /// Makes sure that every blob of the image is in the store with its size.
 ///
 /// # Errors
 /// [`Error::MissingBlob`] with the first that is not.
-pub fn ready(store: &Store, image: ImageRecord) -> Result<Ready, Error> {
+pub fn ready(store: &Store, namespace: &str, image: ImageRecord) -> Result<Ready, Error> {
     for blob in &image.blobs {
         let stat = store.stat(&blob.descriptor.digest)?;
         if stat.is_none_or(|stat| stat.size != blob.descriptor.size) {
             return Err(Error::MissingBlob { image: image.name.clone(), digest: blob.descriptor.digest.clone() });
         }
     }
-    Ok(Ready { image, unpacked: None })
+    Ok(Ready { namespace: namespace.to_owned(), image, unpacked: None })
 }
 
-/// Writes the records of images into a namespace, all in one commit; `false` when they were all there.
+/// Writes the records of images, all in one commit; `false` when they were all there.
 ///
 /// # Errors
 /// [`Error::Metadata`].
-pub fn bootstrap(meta: &mut MetaDb, namespace: &str, images: &[Ready]) -> Result<bool, Error> {
+pub fn bootstrap(meta: &mut MetaDb, images: &[Ready]) -> Result<bool, Error> {
     if images.is_empty() {
         return Ok(false);
     }
+    let mut namespaces: BTreeMap<&str, Vec<&Ready>> = BTreeMap::new();
+    for ready in images {
+        namespaces.entry(&ready.namespace).or_default().push(ready);
+    }
     let now = Utc::now();
+    let changed = meta.write(|tx| {
+        for (namespace, images) in &namespaces {
+            put(tx, namespace, images, now)?;
+        }
+        Ok(())
+    })?;
+    Ok(changed)
+}
+
+fn put(tx: &mut Tx<'_>, namespace: &str, images: &[&Ready], now: DateTime<Utc>) -> metadata::Result<()> {
     let mut by_unpacking: HashMap<&Digest, Vec<(String, String)>> = HashMap::new();
     for Unpacked { config, layers } in images.iter().flat_map(|ready| &ready.unpacked) {
         for layer in layers {
@@ -98,56 +120,51 @@ pub fn bootstrap(meta: &mut MetaDb, namespace: &str, images: &[Ready]) -> Result
         let top = layers.last().map(|layer| layer.chain.to_string());
         by_unpacking.entry(config).or_default().extend(top.map(|top| (keeps, top)));
     }
-    let changed = meta.write(|tx| {
-        // In the order of their keys: records then go to the end of what is loaded.
-        let mut blobs: Vec<(&ImageBlob, &ImageRecord)> =
-            images.iter().flat_map(|Ready { image, .. }| image.blobs.iter().map(move |blob| (blob, image))).collect();
-        blobs.sort_by(|(a, _), (b, _)| a.descriptor.digest.cmp(&b.descriptor.digest));
-        for (blob, image) in blobs {
-            let digest = &blob.descriptor.digest;
-            let mut labels: Labels =
-                blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
-            labels.extend(by_unpacking.get(digest).into_iter().flatten().cloned());
-            let record = Blob {
-                digest,
-                size: blob.descriptor.size,
-                labels: &labels,
-                source: image.source.as_ref().map(|(host, repository)| (host.as_str(), repository.as_str())),
-            };
-            put_blob(tx, namespace, &record, now)?;
+    // In the order of their keys: records then go to the end of what is loaded.
+    let mut blobs: Vec<(&ImageBlob, &ImageRecord)> =
+        images.iter().flat_map(|Ready { image, .. }| image.blobs.iter().map(move |blob| (blob, image))).collect();
+    blobs.sort_by(|(a, _), (b, _)| a.descriptor.digest.cmp(&b.descriptor.digest));
+    for (blob, image) in blobs {
+        let digest = &blob.descriptor.digest;
+        let mut labels: Labels = blob.children.iter().map(|(key, digest)| (key.clone(), digest.to_string())).collect();
+        labels.extend(by_unpacking.get(digest).into_iter().flatten().cloned());
+        let record = Blob {
+            digest,
+            size: blob.descriptor.size,
+            labels: &labels,
+            source: image.source.as_ref().map(|(host, repository)| (host.as_str(), repository.as_str())),
+        };
+        put_blob(tx, namespace, &record, now)?;
+    }
+    // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
+    let by_name: BTreeMap<&str, &ImageRecord> =
+        images.iter().flat_map(|Ready { image, .. }| names(namespace, image).map(move |name| (name, image))).collect();
+    for (name, image) in by_name {
+        let labels = image_labels(namespace, image);
+        put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;
+    }
+    for Unpacked { layers, .. } in images.iter().flat_map(|ready| &ready.unpacked) {
+        let mut parent = String::new();
+        for UnpackedLayer { chain, name, number, labels, .. } in layers {
+            let key = chain.to_string();
+            let (namespace, snapshotter) = (namespace.to_owned(), OVERLAYFS.to_owned());
+            let snapshot = Snapshot { namespace, snapshotter, key: key.clone(), parent, name: name.clone() };
+            put_snapshot(tx, &snapshot, *number, labels, now)?;
+            parent = key;
         }
-        // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
-        let by_name: BTreeMap<&str, &ImageRecord> = images
-            .iter()
-            .flat_map(|Ready { image, .. }| names(namespace, image).map(move |name| (name, image)))
-            .collect();
-        for (name, image) in by_name {
-            let labels = image_labels(namespace, image.pinned);
-            put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;
-        }
-        for Unpacked { layers, .. } in images.iter().flat_map(|ready| &ready.unpacked) {
-            let mut parent = String::new();
-            for UnpackedLayer { chain, name, number, labels, .. } in layers {
-                let key = chain.to_string();
-                let (namespace, snapshotter) = (namespace.to_owned(), OVERLAYFS.to_owned());
-                let snapshot = Snapshot { namespace, snapshotter, key: key.clone(), parent, name: name.clone() };
-                put_snapshot(tx, &snapshot, *number, labels, now)?;
-                parent = key;
-            }
-        }
-        Ok(())
-    })?;
-    Ok(changed)
+    }
+    Ok(())
 }
 
-/// CRI keeps a record by name, by digest and by config digest in Kubernetes' namespace; others hold the name only.
+/// CRI keeps a record by name, by digest and by config digest in Kubernetes' namespace; others hold the names only.
 fn names<'i>(namespace: &str, image: &'i ImageRecord) -> impl Iterator<Item = &'i str> {
     let aliases: &[String] = if namespace == K8S_NAMESPACE { &image.aliases } else { &[] };
-    std::iter::once(image.name.as_str()).chain(aliases.iter().map(String::as_str))
+    std::iter::once(&image.name).chain(&image.names).chain(aliases).map(String::as_str)
 }
 
-fn image_labels(namespace: &str, pinned: bool) -> Labels {
+fn image_labels(namespace: &str, image: &ImageRecord) -> Labels {
     let managed = (namespace == K8S_NAMESPACE).then_some(labels::CRI_MANAGED);
-    let pinned = pinned.then_some(labels::CRI_PINNED);
-    managed.into_iter().chain(pinned).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    let pinned = image.pinned.then_some(labels::CRI_PINNED);
+    let own = managed.into_iter().chain(pinned).map(|(key, value)| (key.to_owned(), value.to_owned()));
+    own.chain(image.labels.clone()).collect()
 }

@@ -1,22 +1,21 @@
 //! `prebake bake` and `prebake fetch`.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
-
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Report, Request, Trusted, Unpacking, run};
-use prebake::metadata::{K8S_NAMESPACE, check_namespace};
-use prebake::oci::{Platform, Reference};
+use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Policies, Report, Request, run};
 use prebake::snapshot::OVERLAYFS;
-use prebake::trust::PublicKey;
+use prebake::spec::{Policy, Rule, parse_size};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs};
-use super::{Failed, RootArgs, exit_code_of, progress};
+use super::wanted::{Asked, WantedArgs};
+use super::{Failed, exit_code_of, progress};
 
-const EXAMPLES: &str = "\
+/// Blobs under way at a time, at most.
+const MAX_CONCURRENCY: u8 = 32;
+
+pub(super) const EXAMPLES: &str = "\
 Examples:
   prebake bake --root ./chroot registry.k8s.io/pause:3.10 docker.io/library/nginx:1.27
   prebake bake --root ./chroot --file images.txt --platform linux/arm64 --pin
@@ -30,7 +29,6 @@ Podman's auth.json, and kubelet's credential provider plugins, in this order; `p
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct BakeArgs {
     #[command(flatten)]
     pub(super) fetch: FetchArgs,
@@ -38,18 +36,15 @@ pub(super) struct BakeArgs {
     #[arg(long)]
     unpack: bool,
     /// Unpack only images smaller than this (compressed); larger ones are unpacked by containerd at first use
-    #[arg(long, value_name = "SIZE", value_parser = output::parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     unpack_under: Option<u64>,
     /// Do not keep the compressed layers of images that are unpacked; such an image cannot be pushed, exported, or used by
     /// another snapshotter
     #[arg(long)]
     discard_layers: bool,
     /// Snapshotters that containers on this root will use; layers that another one than overlayfs needs are not discarded
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = OVERLAYFS)]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     snapshotters: Vec<String>,
-    /// Begin even when the disk has too little space by what is known before
-    #[arg(long)]
-    ignore_space: bool,
     #[command(flatten)]
     limit: LimitArgs,
 }
@@ -57,39 +52,29 @@ pub(super) struct BakeArgs {
 #[derive(Args)]
 pub(super) struct LimitArgs {
     /// Refuse layers that unpack to more than this
-    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MAX_UNPACKED, value_parser = output::parse_bytes, hide_default_value = true)]
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MAX_UNPACKED, value_parser = parse_size, hide_default_value = true)]
     pub(super) max_unpacked: u64,
 }
 
 #[derive(Args)]
 pub(super) struct FetchArgs {
     #[command(flatten)]
-    root: RootArgs,
-    /// Images: nginx, nginx:1.27, registry.example:5000/team/app@sha256:…
-    #[arg(value_name = "REF", required_unless_present = "file")]
-    references: Vec<String>,
-    /// A file with one reference a line; # starts a comment, - is standard input
-    #[arg(long, value_name = "FILE")]
-    file: Vec<PathBuf>,
-    /// containerd's namespace
-    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = namespace)]
-    namespace: String,
-    /// OS/ARCH[/VARIANT] the root is for [default: linux/ and this machine's architecture]
-    #[arg(long, value_name = "PLATFORM")]
-    platform: Option<Platform>,
+    pub(super) wanted: WantedArgs,
     /// Keep kubelet from ever removing the images
     #[arg(long)]
     pin: bool,
-    /// Blobs under way at a time, 1 to 32
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CONCURRENCY, value_parser = clap::value_parser!(u8).range(1..=32))]
-    concurrency: u8,
+    /// Blobs under way at a time, 1 to 32 [default: 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CONCURRENCY)))]
+    concurrency: Option<u8>,
     /// Take along what refers to the images: signatures, SBOMs, attestations; all, or those of a media or artifact type
     #[arg(long, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     referrers: Vec<String>,
-    /// Only admit images that are signed with this key (cosign.pub); with a pattern, of images whose names fit it. One of
-    /// several keys for an image is enough
-    #[arg(long, value_name = "[PATTERN=]FILE", value_parser = trusted)]
-    verify_key: Vec<Trusted>,
+    /// Begin even when the disk has too little space by what is known before
+    #[arg(long)]
+    ignore_space: bool,
+    /// Refuse when the root's blobs and snapshots would take more than this
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_store: Option<u64>,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -98,47 +83,87 @@ pub(super) struct FetchArgs {
     pub(super) output: OutputArgs,
 }
 
-pub(super) fn namespace(text: &str) -> Result<String, prebake::metadata::Error> {
-    check_namespace(text).map(|()| text.to_owned())
-}
-
-/// `[PATTERN=]FILE` of a public key.
-fn trusted(text: &str) -> Result<Trusted, String> {
-    let (pattern, path) = text.split_once('=').unwrap_or(("*", text));
-    let pem = std::fs::read_to_string(path).map_err(|error| format!("reading {path} failed: {error}"))?;
-    let key = PublicKey::parse(&pem).map_err(|error| format!("{path}: {error}"))?;
-    Ok(Trusted { pattern: pattern.to_owned(), key })
-}
-
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    let unpack = unpacking(&args)?;
-    execute(args.fetch, true, unpack)
+    let output = args.fetch.output;
+    execute(request(args)?, output)
 }
 
-/// Whether to unpack, and how.
-fn unpacking(args: &BakeArgs) -> Result<Option<Unpacking>, Failed> {
+pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
+    let output = args.output;
+    execute(args.request(None)?, output)
+}
+
+/// What a bake is asked to do.
+pub(super) fn request(args: BakeArgs) -> Result<Request, Failed> {
+    let unpacking = Unpacking {
+        all: args.unpack,
+        under: args.unpack_under,
+        discard: args.discard_layers,
+        snapshotters: args.snapshotters,
+        max_unpacked: args.limit.max_unpacked,
+    };
+    args.fetch.request(Some(unpacking))
+}
+
+fn execute(request: Request, output: OutputArgs) -> Result<u8, Failed> {
+    let (report, signal) = go(request, output)?;
+    Ok(end(&report, signal, output))
+}
+
+/// What the options say about unpacking.
+pub(super) struct Unpacking {
+    all: bool,
+    under: Option<u64>,
+    discard: bool,
+    snapshotters: Vec<String>,
+    max_unpacked: u64,
+}
+
+/// What becomes of layers, by the options and by the `bake.toml`. `None`: they are fetched.
+fn policies(unpacking: Option<Unpacking>, asked: &mut Asked) -> Result<Policies, Failed> {
+    let spec = &asked.spec;
+    let mut policies = Policies { pin: spec.defaults.pin.unwrap_or(false), ..Policies::default() };
+    policies.rules.clone_from(&spec.rules);
+    let Some(Unpacking { all, under, discard, snapshotters, max_unpacked }) = unpacking else {
+        fetch_all(&mut policies, asked);
+        return Ok(policies);
+    };
     // As the image-fetcher of AKS has it: exactly this value.
     let fetch_only = std::env::var_os("IMAGE_FETCH_ONLY").is_some_and(|value| value == "true");
-    let asked = args.unpack || args.unpack_under.is_some();
-    if args.discard_layers && (fetch_only || !asked) {
+    if discard && (fetch_only || !all && under.is_none()) {
         let why =
             if fetch_only { "IMAGE_FETCH_ONLY=true is set" } else { "neither --unpack nor --unpack-under is given" };
         return Err(Failed::usage(format!("--discard-layers would leave images that cannot start: {why}")));
     }
-    if asked && !args.snapshotters.iter().any(|name| name == OVERLAYFS) {
+    policies.max_unpacked = max_unpacked;
+    policies.snapshotters = if snapshotters.is_empty() { vec![OVERLAYFS.to_owned()] } else { snapshotters };
+    if !policies.snapshotters.iter().any(|name| name == OVERLAYFS) && (all || under.is_some()) {
         return Err(Failed::usage("prebake unpacks for overlayfs, which --snapshotters does not name"));
     }
-    Ok((asked && !fetch_only).then(|| Unpacking {
-        under: args.unpack_under,
-        discard: args.discard_layers,
-        snapshotters: args.snapshotters.clone(),
-        max_unpacked: args.limit.max_unpacked,
-        ignore_space: args.ignore_space,
-    }))
+    policies.snapshotters.extend(spec.target.further_snapshotters.iter().cloned());
+    let unpack = if discard { Policy::UnpackDiscard } else { Policy::Unpack };
+    policies.default = match (all, under) {
+        (_, Some(_)) => Policy::Fetch,
+        (true, None) => unpack,
+        (false, None) => spec.defaults.policy.unwrap_or(Policy::Fetch),
+    };
+    policies.rules.extend(under.map(|_| Rule {
+        under,
+        policy: Some(unpack),
+        option: Some("--unpack-under"),
+        ..Rule::default()
+    }));
+    if fetch_only {
+        fetch_all(&mut policies, asked);
+    }
+    Ok(policies)
 }
 
-pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
-    execute(args, false, None)
+/// Nothing is unpacked, whatever the `bake.toml` says.
+fn fetch_all(policies: &mut Policies, asked: &mut Asked) {
+    policies.default = Policy::Fetch;
+    policies.rules.iter_mut().for_each(|rule| rule.policy = None);
+    asked.images.iter_mut().for_each(|image| image.policy = None);
 }
 
 /// Says what came of it; the exit code.
@@ -147,44 +172,46 @@ pub(super) fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8
     signal.map_or_else(|| exit_code_of(&report.images), |signal| 128 + signal)
 }
 
-fn execute(args: FetchArgs, bootstrap: bool, unpack: Option<Unpacking>) -> Result<u8, Failed> {
-    let output = args.output;
-    let root = args.root.root();
-    let references = references(&args.references, &args.file)?;
-    let registry = args.access.options(&args.manners, &root, &references)?;
-    let request = Request {
-        references,
-        root,
-        lock_timeout: args.root.lock_timeout(),
-        namespace: args.namespace,
-        platform: args.platform.unwrap_or_else(Platform::host),
-        pin: args.pin,
-        concurrency: args.concurrency.into(),
-        registry,
-        referrers: (!args.referrers.is_empty()).then(|| {
-            // Where all are wanted, those of some type are.
-            if args.referrers.iter().any(String::is_empty) { Vec::new() } else { args.referrers }
-        }),
-        trusted: args.verify_key,
-        bootstrap,
-        unpack,
-    };
-    let (report, signal) = go(request, output)?;
-    Ok(end(&report, signal, output))
+impl FetchArgs {
+    pub(super) fn request(self, unpacking: Option<Unpacking>) -> Result<Request, Failed> {
+        let mut asked = self.wanted.asked()?;
+        let bootstrap = unpacking.is_some();
+        let mut policies = policies(unpacking, &mut asked)?;
+        policies.pin |= self.pin;
+        policies.ignore_space = self.ignore_space;
+        policies.max_store = self.max_store;
+        let root = asked.root.root();
+        let registry = self.access.options(&self.manners, &root, &asked)?;
+        let concurrency = self.concurrency.or(asked.spec.registries.concurrency).unwrap_or(DEFAULT_CONCURRENCY);
+        Ok(Request {
+            lock_timeout: asked.root.lock_timeout(),
+            root,
+            images: asked.images,
+            concurrency: concurrency.clamp(1, MAX_CONCURRENCY).into(),
+            registry,
+            referrers: (!self.referrers.is_empty()).then(|| {
+                // Where all are wanted, those of some type are.
+                if self.referrers.iter().any(String::is_empty) { Vec::new() } else { self.referrers }
+            }),
+            trusted: asked.trusted,
+            bootstrap,
+            policies,
+        })
+    }
 }
 
 /// Runs a bake; with the signal that stopped it, if one did.
 pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option<u8>), Failed> {
-    interruptible(async |cancel| run(request, progress::listener(output), cancel).await)
+    let (report, signal) = interruptible(async |cancel| run(request, progress::listener(output), cancel).await)?;
+    let signal = signal.filter(|_| report.cancelled);
+    Ok((report, signal))
 }
 
 /// What a signal asks for.
 type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs something that a signal stops; with the signal that did, if one did.
-pub(super) fn interruptible(
-    work: impl AsyncFnOnce(Cancel) -> Result<Report, Error>,
-) -> Result<(Report, Option<u8>), Failed> {
+/// Runs something that a signal stops; with the signal that came, if one did.
+pub(super) fn interruptible<R>(work: impl AsyncFnOnce(Cancel) -> Result<R, Error>) -> Result<(R, Option<u8>), Failed> {
     prebake::install_tls();
     let io = |error: std::io::Error| Failed::usage(format!("starting failed: {error}"));
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io);
@@ -219,45 +246,8 @@ pub(super) fn interruptible(
             }
         });
         let report = work(cancel).await.map_err(Failed::new)?;
-        let signal = stopped.try_recv().ok().filter(|_| report.cancelled);
-        Ok((report, signal))
+        Ok((report, stopped.try_recv().ok()))
     })
-}
-
-/// The references of the command line and of files; every bad one is named.
-fn references(given: &[String], files: &[PathBuf]) -> Result<Vec<Reference>, Failed> {
-    let mut all: Vec<(String, String)> = given.iter().map(|text| (String::new(), text.clone())).collect();
-    for path in files {
-        let text = read(path).map_err(|error| Failed::usage(format!("reading {} failed: {error}", path.display())))?;
-        for (i, line) in text.lines().enumerate() {
-            let line = line.split(" #").next().unwrap_or_default().trim();
-            if !line.is_empty() && !line.starts_with('#') {
-                all.push((format!("{}:{}: ", path.display(), i + 1), line.to_owned()));
-            }
-        }
-    }
-    let mut bad = Vec::new();
-    let mut good = Vec::new();
-    for (place, text) in all {
-        match text.parse::<Reference>() {
-            Ok(reference) => good.push(reference),
-            Err(error) => bad.push(format!("{place}{error}")),
-        }
-    }
-    match bad.is_empty() {
-        true if good.is_empty() => Err(Failed::usage("no images: the file names none")),
-        true => Ok(good),
-        false => Err(Failed::usage(bad.join("\n"))),
-    }
-}
-
-fn read(path: &Path) -> std::io::Result<String> {
-    if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().lock().read_to_string(&mut text).map(|_| text)
-    } else {
-        std::fs::read_to_string(path)
-    }
 }
 
 pub(super) fn summarise(report: &Report, output: OutputArgs) {

@@ -6,7 +6,7 @@ use prebake::metadata::K8S_NAMESPACE;
 use serde_json::json;
 
 use super::output::{self, OutputArgs};
-use super::{Failed, RootArgs, bake, exit_code_of, progress};
+use super::{Failed, RootArgs, exit_code_of, progress, wanted};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,7 +19,7 @@ pub(super) struct BootstrapArgs {
     #[command(flatten)]
     root: RootArgs,
     /// containerd's namespace
-    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = bake::namespace)]
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = wanted::namespace)]
     namespace: String,
     #[command(flatten)]
     pub(super) output: OutputArgs,

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, Request, Unpacking};
+use prebake::bake::{DEFAULT_CONCURRENCY, Policies, Request, Wanted};
 use prebake::fixture::{Content, DEMO, Server, Spec};
 use prebake::kind::Kind;
 use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
 use prebake::oci::{Platform, Reference};
 use prebake::registry::Options;
 use prebake::root::CONTAINERD_ROOT;
+use prebake::spec::Policy;
 
 use super::output::{self, OutputArgs};
 use super::{Failed, RootArgs, bake, check, exit_code_of};
@@ -56,16 +57,13 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     let request = Request {
         root: root.root(),
         lock_timeout: root.lock_timeout(),
-        references,
-        namespace: K8S_NAMESPACE.to_owned(),
-        platform: platform(),
-        pin: false,
+        images: references.into_iter().map(|reference| Wanted::new(reference, K8S_NAMESPACE, platform())).collect(),
         concurrency: DEFAULT_CONCURRENCY.into(),
         registry: Options::default(),
         referrers: None,
         trusted: Vec::new(),
         bootstrap: true,
-        unpack: unpacks.then(Unpacking::default),
+        policies: Policies { default: if unpacks { Policy::Unpack } else { Policy::Fetch }, ..Policies::default() },
     };
     let (report, signal) = bake::go(request, output)?;
     bake::summarise(&report, output);

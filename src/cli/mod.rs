@@ -6,10 +6,14 @@ mod bootstrap;
 mod check;
 mod demo;
 mod images;
+mod list;
+mod lock;
 mod output;
+mod plan;
 mod progress;
 mod registry;
 mod unpack;
+mod wanted;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,13 +49,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Pull images and write them into a root: blobs and metadata
+    #[command(after_help = bake::EXAMPLES)]
     Bake(bake::BakeArgs),
+    /// Show what a bake would do and take; nothing is written, and documents alone are fetched
+    Plan(plan::PlanArgs),
+    /// Write down what names lead to, so that every bake takes the same
+    Lock(lock::LockArgs),
     /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
     Fetch(bake::FetchArgs),
     /// Unpack images that are in a root already, and make them known to containerd
     Unpack(unpack::UnpackArgs),
     /// Write containerd's metadata for everything that was fetched into a root
     Bootstrap(bootstrap::BootstrapArgs),
+    /// Name the images of Kubernetes objects, of components.json, of a root: as a list, or as a bake.toml
+    List(list::ListArgs),
     /// List what containerd will list
     Images(images::ImagesArgs),
     /// Hash every blob and follow every reference in a root's metadata
@@ -132,9 +143,12 @@ pub(crate) fn main() -> ExitCode {
     let json = match &cli.command {
         Command::Bake(args) => args.fetch.output.json,
         Command::Fetch(args) => args.output.json,
+        Command::Plan(args) => args.json(),
+        Command::Lock(args) => args.fetch.output.json,
         Command::Unpack(args) => args.output.json,
         Command::Bootstrap(args) => args.output.json,
         Command::Images(args) => args.json,
+        Command::List(args) => args.json,
         Command::Check(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
@@ -143,9 +157,12 @@ pub(crate) fn main() -> ExitCode {
     let code = match cli.command {
         Command::Bake(args) => bake::bake(args),
         Command::Fetch(args) => bake::fetch(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Lock(args) => lock::run(args),
         Command::Unpack(args) => unpack::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Images(args) => images::run(&args),
+        Command::List(args) => list::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),

@@ -114,8 +114,10 @@ impl Listener for Plain {
 fn line(event: &Event<'_>) -> Option<String> {
     Some(match event {
         Event::Waiting { holder } => waiting(holder),
-        Event::ImageResolved { image, digest, platform, blobs, bytes } => {
-            format!("resolved {image} to {digest} ({platform}, {blobs} blobs, {})", output::bytes(*bytes))
+        Event::ImageResolved { image, digest, platforms, blobs, bytes } => {
+            let platforms: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+            let (platforms, bytes) = (platforms.join(", "), output::bytes(*bytes));
+            format!("resolved {image} to {digest} ({platforms}, {blobs} blobs, {bytes})")
         }
         Event::BlobRetried { digest, reason, .. } => format!("again: {digest}: {reason}"),
         Event::Again { reason, tries, of, .. } => format!("again after try {tries} of {of}: {reason}"),

@@ -9,9 +9,14 @@ use prebake::registry::{
     DEFAULT_PER_HOST, DEFAULT_STALL_TIMEOUT, DEFAULT_TRIES, Host, HostsDirs, Keychain, Manners, Options, Plugins,
 };
 use prebake::root::{CONTAINERD_ROOT, Root};
+use prebake::spec::parse_size;
 use serde_json::json;
 
+use super::wanted::Asked;
 use super::{Failed, output};
+
+/// Requests under way at one host, at most.
+const MAX_PER_HOST: u8 = 64;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,9 +65,9 @@ pub(super) struct MannersArgs {
     /// Seconds that a connection may be silent, or as good as, before it is given up for another one
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_STALL_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     stall_timeout: u64,
-    /// Requests under way at one host, at most
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PER_HOST, value_parser = clap::value_parser!(u8).range(1..=64))]
-    per_host: u8,
+    /// Requests under way at one host, at most [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_PER_HOST)))]
+    per_host: Option<u8>,
     /// Requests to one host in a second, at most
     #[arg(long, value_name = "RATE", value_parser = rate)]
     max_requests_per_second: Option<f64>,
@@ -77,37 +82,33 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn bandwidth(text: &str) -> Result<u64, String> {
-    output::parse_bytes(text)
-        .and_then(|rate| if rate > 0 { Ok(rate) } else { Err("it must be more than 0".to_owned()) })
+    parse_size(text).and_then(|rate| if rate > 0 { Ok(rate) } else { Err("it must be more than 0".to_owned()) })
 }
 
 impl AccessArgs {
     /// What to talk to the registries of these images with.
-    pub(super) fn options(
-        &self,
-        manners: &MannersArgs,
-        root: &Root,
-        references: &[Reference],
-    ) -> Result<Options, Failed> {
+    pub(super) fn options(&self, manners: &MannersArgs, root: &Root, asked: &Asked) -> Result<Options, Failed> {
+        let said = &asked.spec.registries;
+        let references: Vec<&Reference> = asked.images.iter().map(|image| &image.reference).collect();
         Ok(Options {
             plain_http: self.plain_http,
-            keychain: self.keychain(references)?,
-            hosts: self.hosts(root)?,
+            keychain: self.keychain(&references)?,
+            hosts: self.hosts(root, said.hosts_dir.as_ref())?,
             ca_files: self.ca_file.clone(),
             manners: Manners {
                 tries: manners.tries,
                 stall_timeout: Duration::from_secs(manners.stall_timeout),
-                per_host: manners.per_host.into(),
-                requests_a_second: manners.max_requests_per_second,
-                bandwidth: manners.bandwidth_limit,
+                per_host: manners.per_host.or(said.per_host).unwrap_or(DEFAULT_PER_HOST).clamp(1, MAX_PER_HOST).into(),
+                requests_a_second: manners.max_requests_per_second.or(said.requests_per_second),
+                bandwidth: manners.bandwidth_limit.or(said.bandwidth),
             },
         })
     }
 
-    fn keychain(&self, references: &[Reference]) -> Result<Keychain, Failed> {
+    fn keychain(&self, references: &[&Reference]) -> Result<Keychain, Failed> {
         let mut keychain = Keychain::default();
         if let Some(pair) = &self.creds {
-            let mut registries: Vec<&str> = references.iter().map(Reference::registry).collect();
+            let mut registries: Vec<&str> = references.iter().map(|reference| reference.registry()).collect();
             registries.sort_unstable();
             registries.dedup();
             let [registry] = registries[..] else {
@@ -130,9 +131,12 @@ impl AccessArgs {
         Ok(keychain)
     }
 
-    fn hosts(&self, root: &Root) -> Result<HostsDirs, Failed> {
+    fn hosts(&self, root: &Root, said: Option<&PathBuf>) -> Result<HostsDirs, Failed> {
         if !self.hosts_dir.is_empty() {
             return Ok(HostsDirs(self.hosts_dir.clone()));
+        }
+        if let Some(dir) = said {
+            return Ok(HostsDirs(vec![dir.clone()]));
         }
         let own = root.dir(Path::new(HOSTS_DIR)).map_err(Failed::new)?;
         Ok(HostsDirs(vec![own.unwrap_or_else(|| PathBuf::from(HOSTS_DIR))]))
@@ -177,8 +181,8 @@ impl RegistryArgs {
 pub(super) fn run(args: &RegistryArgs) -> Result<u8, Failed> {
     let Command::Explain(args) = &args.command;
     let root = Root::new(&args.root, CONTAINERD_ROOT);
-    let keychain = args.access.keychain(&args.references)?;
-    let dirs = args.access.hosts(&root)?;
+    let keychain = args.access.keychain(&args.references.iter().collect::<Vec<_>>())?;
+    let dirs = args.access.hosts(&root, None)?;
     for (i, reference) in args.references.iter().enumerate() {
         let hosts = dirs.hosts(reference.registry(), args.access.plain_http).map_err(Failed::new)?;
         if args.json {

@@ -7,7 +7,7 @@ use prebake::oci::Reference;
 
 use super::bake::{self, LimitArgs};
 use super::output::{self, OutputArgs};
-use super::{Failed, RootArgs, progress};
+use super::{Failed, RootArgs, progress, wanted};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +23,7 @@ pub(super) struct UnpackArgs {
     #[arg(value_name = "REF")]
     references: Vec<Reference>,
     /// containerd's namespace
-    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = bake::namespace)]
+    #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = wanted::namespace)]
     namespace: String,
     #[command(flatten)]
     limit: LimitArgs,
@@ -42,6 +42,7 @@ pub(super) fn run(args: &UnpackArgs) -> Result<u8, Failed> {
     };
     let work = async |cancel| unpack(request, progress::listener(output), cancel).await;
     let (report, signal) = bake::interruptible(work)?;
+    let signal = signal.filter(|_| report.cancelled);
     if report.images.is_empty() && !output.json && !output.quiet {
         output::say("the root has no images");
         return Ok(0);

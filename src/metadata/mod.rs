@@ -40,7 +40,8 @@ pub use snapshotter::{
     SnapshotterDb, Stored, snapshotters,
 };
 
-use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Storage, Tx};
+pub use crate::bolt::Tx;
+use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Storage};
 use crate::root::{Root, RootError};
 
 /// The plugin's directory in containerd's state, and its mode.

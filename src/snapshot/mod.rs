@@ -69,6 +69,8 @@ pub struct Present {
     pub name: String,
     /// Its directory's name.
     pub id: u64,
+    /// What it takes, in bytes on disk, as far as is known.
+    pub bytes: Option<u64>,
 }
 
 /// A layer that was unpacked, and what it takes. Dropped, it is gone.
@@ -159,13 +161,73 @@ pub fn check(root: &Root) -> Result<()> {
     fitness::check(&probe.path).map_err(io("probing", &probe.path))?.map_or(Ok(()), |unfit| Err(unfit.into()))
 }
 
-/// The snapshotter's state in a root, locked to be written. Nothing in it changes before [`Overlay::publish`].
-pub struct Overlay {
+/// The snapshots of a root.
+pub struct Stored {
     dirs: Dirs,
-    db: SnapshotterDb,
     records: SnapshotterRecords,
     /// Names by namespace and key.
     by_key: HashMap<(String, String), Vec<String>>,
+}
+
+impl Stored {
+    /// What a root has, only to be looked at; `None` where nothing was ever unpacked.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`] when the database cannot be read.
+    pub fn of_root(root: &Root) -> Result<Option<Self>> {
+        let Some(dirs) = root.containerd_dir(DIRS)? else { return Ok(None) };
+        let found = metadata::snapshotters(root)?.into_iter().find(|snapshotter| snapshotter.name == OVERLAYFS);
+        let Some(database) = found.map(|snapshotter| snapshotter.database).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        Ok(database.records.map(|records| Self::new(Dirs(dirs), records)))
+    }
+
+    fn new(dirs: Dirs, records: SnapshotterRecords) -> Self {
+        let mut by_key: HashMap<_, Vec<String>> = HashMap::new();
+        for name in records.snapshots.keys() {
+            // namespace/number/key
+            if let [namespace, _, key] = name.splitn(3, '/').collect::<Vec<_>>()[..] {
+                by_key.entry((namespace.to_owned(), key.to_owned())).or_default().push(name.clone());
+            }
+        }
+        Self { dirs, records, by_key }
+    }
+
+    /// What all of them take, in bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.records.snapshots.values().filter_map(|stored| stored.size).sum()
+    }
+
+    /// Which of a chain's snapshots are there and whole, from the lowest up. `named` are the names by key that containerd's
+    /// own metadata has in the namespace. What only `metadata.db` has counts as well: an earlier run was ended before
+    /// `meta.db` named it.
+    pub fn present(&self, namespace: &str, chain: &[Digest], named: &HashMap<String, String>) -> Vec<Present> {
+        let mut found: Vec<Present> = Vec::new();
+        for key in chain {
+            let parent = found.last().map_or("", |parent| &parent.name);
+            let whole = |name: &String| {
+                let stored = self.records.snapshots.get(name)?;
+                let id = stored.id.filter(|_| stored.kind == Some(KIND_COMMITTED) && stored.parent == parent)?;
+                self.dirs.fs(id).is_dir().then(|| Present { name: name.clone(), id, bytes: stored.size })
+            };
+            let unnamed = || {
+                let names = self.by_key.get(&(namespace.to_owned(), key.to_string()));
+                names.into_iter().flatten().find_map(whole)
+            };
+            match named.get(key.as_str()).and_then(whole).or_else(unnamed) {
+                Some(present) => found.push(present),
+                None => break,
+            }
+        }
+        found
+    }
+}
+
+/// The snapshotter's state in a root, locked to be written. Nothing in it changes before [`Overlay::publish`].
+pub struct Overlay {
+    stored: Stored,
+    db: SnapshotterDb,
 }
 
 impl Overlay {
@@ -178,31 +240,25 @@ impl Overlay {
         let dirs = root.make_containerd_dir(DIRS, DIR_MODE)?;
         let mut db = SnapshotterDb::open(&plugin)?;
         let records = db.records()?;
-        let mut overlay = Self { dirs: Dirs(dirs), db, records, by_key: HashMap::new() };
+        let mut overlay = Self { stored: Stored::new(Dirs(dirs), records), db };
         let highest = overlay.sweep()?;
-        let known = overlay.records.snapshots.values().filter_map(|stored| stored.id).max().unwrap_or(0);
-        let sequence = overlay.records.sequence.unwrap_or(0);
-        overlay.records.sequence = Some(sequence.max(known).max(highest));
-        overlay.index();
+        let records = &mut overlay.stored.records;
+        let known = records.snapshots.values().filter_map(|stored| stored.id).max().unwrap_or(0);
+        records.sequence = Some(records.sequence.unwrap_or(0).max(known).max(highest));
         Ok(overlay)
     }
 
-    fn index(&mut self) {
-        self.by_key.clear();
-        for name in self.records.snapshots.keys() {
-            // namespace/number/key
-            if let [namespace, _, key] = name.splitn(3, '/').collect::<Vec<_>>()[..] {
-                self.by_key.entry((namespace.to_owned(), key.to_owned())).or_default().push(name.clone());
-            }
-        }
+    /// What there is.
+    pub fn stored(&self) -> &Stored {
+        &self.stored
     }
 
     /// Removes leftovers; the highest id among the directories that stay.
     fn sweep(&self) -> Result<u64> {
-        let ids: Vec<u64> = self.records.snapshots.values().filter_map(|stored| stored.id).collect();
+        let ids: Vec<u64> = self.stored.records.snapshots.values().filter_map(|stored| stored.id).collect();
         let mut highest = 0;
-        for entry in self.dirs.0.read_dir().map_err(io("listing", &self.dirs.0))? {
-            let path = entry.map_err(io("listing", &self.dirs.0))?.path();
+        for entry in self.stored.dirs.0.read_dir().map_err(io("listing", &self.stored.dirs.0))? {
+            let path = entry.map_err(io("listing", &self.stored.dirs.0))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let id = name.parse::<u64>().ok();
             let mark = path.join(MARK);
@@ -221,31 +277,7 @@ impl Overlay {
 
     /// Where snapshots are, and are made.
     pub fn dirs(&self) -> Dirs {
-        self.dirs.clone()
-    }
-
-    /// Which of a chain's snapshots are there and whole, from the lowest up. `named` are the names by key that containerd's
-    /// own metadata has in the namespace. What only `metadata.db` has counts as well: an earlier run was ended before
-    /// `meta.db` named it.
-    pub fn present(&self, namespace: &str, chain: &[Digest], named: &HashMap<String, String>) -> Vec<Present> {
-        let mut found: Vec<Present> = Vec::new();
-        for key in chain {
-            let parent = found.last().map_or("", |parent| &parent.name);
-            let whole = |name: &String| {
-                let stored = self.records.snapshots.get(name)?;
-                let id = stored.id.filter(|_| stored.kind == Some(KIND_COMMITTED) && stored.parent == parent)?;
-                self.dirs.fs(id).is_dir().then(|| Present { name: name.clone(), id })
-            };
-            let unnamed = || {
-                let names = self.by_key.get(&(namespace.to_owned(), key.to_string()));
-                names.into_iter().flatten().find_map(whole)
-            };
-            match named.get(key.as_str()).and_then(whole).or_else(unnamed) {
-                Some(present) => found.push(present),
-                None => break,
-            }
-        }
-        found
+        self.stored.dirs.clone()
     }
 
     /// Gives staged layers their ids, names and records. Everything in them is durable before: `sync` is called first.
@@ -256,7 +288,7 @@ impl Overlay {
         if new.is_empty() {
             return Ok(sync()?);
         }
-        let first = self.records.sequence.unwrap_or(0) + 1;
+        let first = self.stored.records.sequence.unwrap_or(0) + 1;
         let ids: BTreeMap<String, u64> = new.iter().map(|new| new.name.clone()).zip(first..).collect();
         for new in &new {
             let mark = new.staged.path.join(MARK);
@@ -265,30 +297,29 @@ impl Overlay {
         sync()?;
         let sequence = first + new.len() as u64 - 1;
         self.db.write(sequence, &[], Utc::now())?;
-        self.records.sequence = Some(sequence);
+        self.stored.records.sequence = Some(sequence);
         let mut renamed = Vec::new();
         let mut committed = Vec::new();
         for New { name, parent, mut staged, usage, labels } in new {
             let id = ids[&name];
-            let path = self.dirs.0.join(id.to_string());
+            let path = self.stored.dirs.0.join(id.to_string());
             fs::rename(&staged.path, &path).map_err(io("naming", &path))?;
             // Removed like any staged layer when what follows fails.
             staged.path = path;
             renamed.push(staged);
-            let id_of = |name: &String| ids.get(name).copied().or_else(|| self.records.snapshots.get(name)?.id);
+            let id_of = |name: &String| ids.get(name).copied().or_else(|| self.stored.records.snapshots.get(name)?.id);
             let parent = parent.and_then(|name| id_of(&name).map(|id| (name, id)));
             committed.push(Committed { name, id, parent, inodes: usage.inodes, size: usage.bytes, labels });
         }
-        let sync_dirs = || File::open(&self.dirs.0)?.sync_all();
-        sync_dirs().map_err(io("syncing", &self.dirs.0))?;
+        let sync_dirs = || File::open(&self.stored.dirs.0)?.sync_all();
+        sync_dirs().map_err(io("syncing", &self.stored.dirs.0))?;
         self.db.write(sequence, &committed, Utc::now())?;
         for staged in renamed {
             // One that stays does no harm, and the next run removes it.
             let _ = fs::remove_file(staged.path.join(MARK));
             staged.keep();
         }
-        self.records = self.db.records()?;
-        self.index();
+        self.stored = Stored::new(self.stored.dirs.clone(), self.db.records()?);
         Ok(())
     }
 }

@@ -25,5 +25,6 @@ mod parsers;
 mod proxy;
 mod referrers;
 mod soak;
+mod spec;
 mod transfer;
 mod traps;

@@ -1,0 +1,160 @@
+//! `prebake lock`.
+
+use std::path::Path;
+
+use clap::Args;
+use prebake::bake::{Moved, Outcome, Request, lock_images, moved};
+use prebake::oci::Reference;
+use prebake::spec::Lock;
+use serde_json::json;
+
+use super::bake::{self, FetchArgs};
+use super::output::{self, OutputArgs};
+use super::{Failed, exit_code_of, progress, wanted};
+
+const EXAMPLES: &str = "\
+Examples:
+  prebake lock -f bake.toml                                 every name anew, into bake.lock
+  prebake lock -f bake.toml --update docker.io/library/nginx:1.27
+  prebake lock -f bake.toml --check                         1 when a tag has moved
+  prebake bake -f bake.toml --locked";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct LockArgs {
+    #[command(flatten)]
+    pub(super) fetch: FetchArgs,
+    /// Only what this name leads to, and what is not locked yet
+    #[arg(long, value_name = "NAME", conflicts_with = "check")]
+    update: Vec<Reference>,
+    /// Change nothing; 1 when a name leads to something else than when it was locked, or is not locked
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
+    let output = args.fetch.output;
+    let path = args.fetch.wanted.lock_path()?;
+    args.fetch.wanted.default_root = Some(".".into());
+    let before = if path.exists() { read(&path)? } else { Lock::default() };
+    let mut request = args.fetch.request(None)?;
+    if args.check {
+        return check(request, &before, output);
+    }
+    let names: Vec<String> = args.update.iter().map(Reference::to_string).collect();
+    for name in &names {
+        if request.images.iter().all(|image| image.reference.to_string() != *name) {
+            return Err(Failed::usage(format!("--update {name}: no such image is asked for")));
+        }
+    }
+    let mut after = Lock::default();
+    if !names.is_empty() {
+        for image in &request.images {
+            let name = image.reference.to_string();
+            let kept = before.images.get(&name).filter(|locked| {
+                let has = |platform: &_| locked.platforms.contains_key(&ToString::to_string(platform));
+                !names.contains(&name) && image.platforms.iter().all(has)
+            });
+            after.images.extend(kept.map(|locked| (name, locked.clone())));
+        }
+        request.images.retain(|image| !after.images.contains_key(&image.reference.to_string()));
+    }
+    let listener = progress::listener(OutputArgs { quiet: true, ..output });
+    let ((images, failed), signal) = bake::interruptible(async |cancel| lock_images(request, listener, cancel).await)?;
+    if let Some(signal) = signal {
+        return Ok(128 + signal);
+    }
+    if !failed.is_empty() {
+        tell_failures(&failed, output);
+        output::tell(format!("{} is as it was", path.display()));
+        return Ok(exit_code_of(&failed));
+    }
+    after.images.extend(images);
+    write(&path, &after)?;
+    tell_changes(&path, &before, &after, output);
+    Ok(0)
+}
+
+fn read(path: &Path) -> Result<Lock, Failed> {
+    Lock::parse(&wanted::text(path)?, &path.display().to_string()).map_err(Failed::new)
+}
+
+/// In one step: a reader has the old one or the new one.
+fn write(path: &Path, lock: &Lock) -> Result<(), Failed> {
+    let new = path.with_extension("lock.new");
+    let written = std::fs::write(&new, lock.to_string()).and_then(|()| std::fs::rename(&new, path));
+    written.map_err(|error| Failed {
+        kind: prebake::kind::Kind::Io,
+        message: format!("writing {} failed: {error}", path.display()),
+    })
+}
+
+fn tell_failures(failed: &[Outcome], output: OutputArgs) {
+    if output.json {
+        output::say_json_lines(failed.iter().filter_map(|outcome| {
+            let failure = outcome.failure.as_ref()?;
+            Some(json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message}))
+        }));
+    } else {
+        output::failures(failed);
+    }
+}
+
+fn tell_changes(path: &Path, before: &Lock, after: &Lock, output: OutputArgs) {
+    let moved: Vec<Moved> = after
+        .images
+        .iter()
+        .filter_map(|(name, image)| {
+            let (from, to) = (before.images.get(name)?.target.digest.clone(), image.target.digest.clone());
+            (from != to).then(|| Moved { name: name.clone(), from, to })
+        })
+        .collect();
+    let added = after.images.keys().filter(|name| !before.images.contains_key(*name)).count();
+    let removed = before.images.keys().filter(|name| !after.images.contains_key(*name)).count();
+    if output.json {
+        tell_moved(&moved, output);
+        output::say_json(&json!({"event": "lock", "file": path, "images": after.images.len(), "added": added,
+            "moved": moved.len(), "removed": removed}));
+    } else if !output.quiet {
+        tell_moved(&moved, output);
+        let (images, moved) = (after.images.len(), moved.len());
+        output::say(format!("{}: {images} images; {added} added, {moved} moved, {removed} removed", path.display()));
+    }
+}
+
+fn tell_moved(moved: &[Moved], output: OutputArgs) {
+    for Moved { name, from, to } in moved {
+        if output.json {
+            output::say_json(&json!({"image": name, "from": from, "to": to}));
+        } else {
+            output::say(format!("moved: {name}: from {from} to {to}"));
+        }
+    }
+}
+
+fn check(mut request: Request, lock: &Lock, output: OutputArgs) -> Result<u8, Failed> {
+    let mut missing = 0;
+    for image in &mut request.images {
+        let name = image.reference.to_string();
+        image.locked = lock.images.get(&name).cloned();
+        if image.locked.is_none() {
+            missing += 1;
+            if output.json {
+                output::say_json(&json!({"image": name, "from": null, "to": null}));
+            } else {
+                output::say(format!("not locked: {name}"));
+            }
+        }
+    }
+    let listener = progress::listener(OutputArgs { quiet: true, ..output });
+    let ((moved, failed), signal) = bake::interruptible(async |cancel| moved(request, listener, cancel).await)?;
+    if let Some(signal) = signal {
+        return Ok(128 + signal);
+    }
+    tell_moved(&moved, output);
+    tell_failures(&failed, output);
+    match (moved.len() + missing, exit_code_of(&failed)) {
+        (0, code) => Ok(code),
+        (_, _) => Ok(1),
+    }
+}

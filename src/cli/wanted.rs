@@ -1,0 +1,200 @@
+//! What is to be baked: images of the command line, of lists, and of a `bake.toml`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use prebake::bake::{Trusted, Wanted};
+use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE, check_namespace};
+use prebake::oci::{Platform, Reference};
+use prebake::root::CONTAINERD_ROOT;
+use prebake::snapshot::OVERLAYFS;
+use prebake::spec::{self, Image, Lock, Spec};
+use prebake::trust::PublicKey;
+
+use super::{Failed, RootArgs};
+
+/// Which images, and where to.
+#[derive(Args)]
+pub(super) struct WantedArgs {
+    /// Images: nginx, nginx:1.27, registry.example:5000/team/app@sha256:…
+    #[arg(value_name = "REF", required_unless_present = "file")]
+    references: Vec<String>,
+    /// A bake.toml, or a list with one reference a line (# starts a comment); - is standard input
+    #[arg(long, short, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// The root: a chroot, a mounted disk image, an empty folder [default: what the bake.toml says]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Where nothing names a root: commands that need none.
+    #[arg(skip)]
+    pub(super) default_root: Option<PathBuf>,
+    /// containerd's state directory, inside the root [default: /var/lib/containerd]
+    #[arg(long, value_name = "PATH")]
+    containerd_root: Option<PathBuf>,
+    /// Seconds to wait for another prebake on the root; a running containerd is never waited for
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LOCK_TIMEOUT.as_secs())]
+    lock_timeout: u64,
+    /// containerd's namespace [default: k8s.io]
+    #[arg(long, env = "CONTAINERD_NAMESPACE", value_parser = namespace)]
+    namespace: Option<String>,
+    /// OS/ARCH[/VARIANT] the root is for [default: linux/ and this machine's architecture]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Only admit images that are signed with this key (cosign.pub); with a pattern, of images whose names fit it. One of
+    /// several keys for an image is enough
+    #[arg(long, value_name = "[PATTERN=]FILE", value_parser = trusted)]
+    pub(super) verify_key: Vec<Trusted>,
+    /// Take what names led to when they were locked, and ask for no tag
+    #[arg(long)]
+    locked: bool,
+    /// The lock [default: beside the first --file, as bake.lock is beside bake.toml]
+    #[arg(long, value_name = "FILE")]
+    lock_file: Option<PathBuf>,
+}
+
+/// What the arguments and the files come to.
+pub(super) struct Asked {
+    pub(super) root: RootArgs,
+    pub(super) images: Vec<Wanted>,
+    pub(super) trusted: Vec<Trusted>,
+    /// What the `bake.toml` says besides; its paths are as they are from here.
+    pub(super) spec: Spec,
+}
+
+pub(super) fn namespace(text: &str) -> Result<String, prebake::metadata::Error> {
+    check_namespace(text).map(|()| text.to_owned())
+}
+
+/// `[PATTERN=]FILE` of a public key.
+fn trusted(text: &str) -> Result<Trusted, String> {
+    let (pattern, path) = text.split_once('=').unwrap_or(("*", text));
+    Ok(Trusted { pattern: pattern.to_owned(), key: key(Path::new(path))? })
+}
+
+fn key(path: &Path) -> Result<PublicKey, String> {
+    let pem = std::fs::read_to_string(path).map_err(|error| format!("reading {} failed: {error}", path.display()))?;
+    PublicKey::parse(&pem).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+impl WantedArgs {
+    /// Reads the files; everything that is wrong with references is named at once.
+    pub(super) fn asked(&self) -> Result<Asked, Failed> {
+        let mut wrong = Vec::new();
+        let mut images = Vec::new();
+        for text in &self.references {
+            match text.parse::<Reference>() {
+                Ok(reference) => images.push(Image::new(reference)),
+                Err(error) => wrong.push(error.to_string()),
+            }
+        }
+        let mut all = Spec::default();
+        let mut from: Option<&Path> = None;
+        for path in &self.file {
+            let text = text(path)?;
+            match spec::parse(&text, &path.display().to_string()) {
+                Err(error) => wrong.push(error.to_string()),
+                Ok(mut spec) => {
+                    spec.resolve_paths(path.parent().unwrap_or(Path::new("")));
+                    images.append(&mut spec.images);
+                    if spec == Spec::default() {
+                        continue;
+                    }
+                    if let Some(other) = from.replace(path) {
+                        let (other, path) = (other.display(), path.display());
+                        wrong.push(format!("{other} and {path} both say more than names; only one bake.toml can"));
+                    }
+                    all = spec;
+                }
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(Failed::usage(wrong.join("\n")));
+        }
+        if images.is_empty() {
+            return Err(Failed::usage("no images: the file names none"));
+        }
+        self.merge(images, all)
+    }
+
+    fn merge(&self, images: Vec<Image>, spec: Spec) -> Result<Asked, Failed> {
+        let target = &spec.target;
+        let root = self.root.clone().or_else(|| target.root.clone()).or_else(|| self.default_root.clone());
+        let root =
+            root.ok_or_else(|| Failed::usage("no root: neither --root nor a bake.toml's target.root names one"))?;
+        let containerd_root = self.containerd_root.clone().or_else(|| target.containerd_root.clone());
+        let root = RootArgs {
+            root,
+            containerd_root: containerd_root.unwrap_or_else(|| CONTAINERD_ROOT.into()),
+            lock_timeout: self.lock_timeout,
+        };
+        if let Some(other) = target.snapshotter.as_ref().filter(|name| *name != OVERLAYFS) {
+            return Err(Failed::usage(format!(
+                "target.snapshotter is {other:?}: prebake unpacks for overlayfs; name the others in further-snapshotters"
+            )));
+        }
+        let namespace = self.namespace.clone().or_else(|| target.namespace.clone());
+        let namespace = namespace.unwrap_or_else(|| K8S_NAMESPACE.to_owned());
+        check_namespace(&namespace).map_err(Failed::new)?;
+        let platform = self.platform.clone().or_else(|| target.platform.clone()).unwrap_or_else(Platform::host);
+        let wanted = |image: Image| {
+            let Image { reference, policy, pin, names, labels, platforms, namespace: own, verify_keys } = image;
+            let namespace = own.unwrap_or_else(|| namespace.clone());
+            check_namespace(&namespace).map_err(Failed::new)?;
+            let keys = verify_keys.iter().map(|path| key(path)).collect::<Result<_, _>>().map_err(Failed::usage)?;
+            let mut all_labels = spec.defaults.labels.clone();
+            all_labels.extend(labels);
+            let platforms = if platforms.is_empty() { vec![platform.clone()] } else { platforms };
+            let locked = None;
+            Ok(Wanted { reference, namespace, platforms, policy, pin, names, labels: all_labels, keys, locked })
+        };
+        let mut images: Vec<Wanted> = images.into_iter().map(wanted).collect::<Result<_, Failed>>()?;
+        if self.locked {
+            self.lock(&mut images)?;
+        }
+        let mut trusted = self.verify_key.clone();
+        for path in &spec.defaults.verify_keys {
+            trusted.push(Trusted { pattern: "*".to_owned(), key: key(path).map_err(Failed::usage)? });
+        }
+        Ok(Asked { root, images, trusted, spec })
+    }
+}
+
+impl WantedArgs {
+    /// Where the lock is.
+    pub(super) fn lock_path(&self) -> Result<PathBuf, Failed> {
+        let beside = self.file.iter().find(|path| *path != Path::new("-")).map(|path| path.with_extension("lock"));
+        let path = self.lock_file.clone().or(beside);
+        path.ok_or_else(|| Failed::usage("no lock: --lock-file names one, or --file what it is beside"))
+    }
+
+    /// Gives images what they led to when they were locked; all that are not locked are named.
+    fn lock(&self, images: &mut [Wanted]) -> Result<(), Failed> {
+        let path = self.lock_path()?;
+        let lock = Lock::parse(&text(&path)?, &path.display().to_string()).map_err(Failed::new)?;
+        let mut missing = Vec::new();
+        for image in images {
+            let name = image.reference.to_string();
+            let locked = lock.images.get(&name);
+            for platform in &image.platforms {
+                if locked.is_none_or(|locked| !locked.platforms.contains_key(&platform.to_string())) {
+                    missing.push(format!("{name} for {platform} is not in {}; `prebake lock` adds it", path.display()));
+                }
+            }
+            image.locked = locked.cloned();
+        }
+        if missing.is_empty() { Ok(()) } else { Err(Failed::usage(missing.join("\n"))) }
+    }
+}
+
+/// A file's text, or what standard input gives.
+pub(super) fn text(path: &Path) -> Result<String, Failed> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text))
+    };
+    read.map_err(|error| Failed::usage(format!("reading {} failed: {error}", path.display())))?;
+    Ok(text)
+}
