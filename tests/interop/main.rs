@@ -18,6 +18,7 @@ mod lockstep;
 mod peers;
 mod policies;
 mod resume;
+mod schema;
 mod script;
 mod sides;
 mod signed;
