@@ -3,10 +3,11 @@
 //! ```text
 //! ROOT/var/lib/prebake/catalog.redb
 //!   images  <namespace> NUL <image name>   → JSON of ImageRecord
+//!   failed  <namespace> NUL <image name>   an image that the last bake of it did not complete
 //!   blobs   <digest>                       → JSON of BlobRecord: a file verified at this size and mtime
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::content::Stat;
 use crate::oci::{Descriptor, Digest};
 
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
+const FAILED: TableDefinition<'_, &str, ()> = TableDefinition::new("failed");
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
 const FILE: &str = "catalog.redb";
 /// Where a new catalog is made before it gets its name.
@@ -165,6 +167,47 @@ impl Catalog {
             }
             Ok(())
         })
+    }
+
+    /// The images, by namespace and name, that failed when they were last baked.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn failed(&self) -> Result<HashSet<(String, String)>> {
+        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
+        let table = match transaction.open_table(FAILED) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(HashSet::new()),
+            Err(error) => return Err(self.redb(error)),
+        };
+        let mut all = HashSet::new();
+        for row in table.range::<&str>(..).map_err(|e| self.redb(e))? {
+            let (key, _) = row.map_err(|e| self.redb(e))?;
+            all.extend(key.value().split_once('\0').map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
+        }
+        Ok(all)
+    }
+
+    /// Remembers of images whether they failed. Writes nothing when that is known.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn remember(&self, images: &[((String, String), bool)]) -> Result<()> {
+        let known = self.failed()?;
+        let new: Vec<_> = images.iter().filter(|(image, failed)| known.contains(image) != *failed).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.database.begin_write().map_err(|e| self.redb(e))?;
+        {
+            let mut table = transaction.open_table(FAILED).map_err(|e| self.redb(e))?;
+            for ((namespace, name), failed) in new {
+                let key = format!("{namespace}\0{name}");
+                let done = if *failed { table.insert(&*key, ()) } else { table.remove(&*key) };
+                done.map_err(|e| self.redb(e))?;
+            }
+        }
+        transaction.commit().map_err(|e| self.redb(e))
     }
 
     /// What was fetched under a name.

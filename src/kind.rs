@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, spec};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// The image, the blob, the platform does not exist.
@@ -26,6 +26,28 @@ pub enum Kind {
     Unavailable,
     /// The system refused something else.
     Io,
+}
+
+impl Kind {
+    /// What helps, in one line.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::NotFound => "check name, tag and platform; `prebake registry explain` shows who is asked",
+            Self::Unauthorized => {
+                "log in, or name credentials with --creds-file; `prebake registry explain` shows as whom registries are asked"
+            }
+            Self::Busy => "wait for the other process, or stop it",
+            Self::Corrupt => {
+                "try again; if it stays so, what the registry has is damaged, or not signed by whom you trust"
+            }
+            Self::NoSpace => "free some space, or unpack less; `prebake plan` shows what takes how much",
+            Self::InvalidInput => {
+                "what is asked for cannot be done with this image; choose another tag, platform or policy"
+            }
+            Self::Unavailable => "try again with --retry-failed: what came is kept, and goes on where it broke off",
+            Self::Io => "the system refused something; its words say what",
+        }
+    }
 }
 
 /// An error with all its causes in one line.

@@ -10,11 +10,18 @@ use super::{Event, Failure, Listener, Result};
 /// Images by name, and how far each came; `None` where it was stopped.
 pub(super) type Images<T> = Vec<(String, Option<Result<T, Failure>>)>;
 
+/// How many at a time, and whether the first failure is the end.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    pub(super) at_once: usize,
+    pub(super) fail_fast: bool,
+}
+
 /// Does `f` with each image that came so far, until done or until `cancel`, which makes `cancelled` true; nothing, if it is
 /// that already.
 pub(super) async fn each<T, R, F: Future<Output = Result<R>>>(
     images: Images<T>,
-    at_once: usize,
+    pace: Pace,
     listener: &dyn Listener,
     mut cancel: Pin<&mut impl Future<Output = ()>>,
     cancelled: &mut bool,
@@ -32,10 +39,11 @@ pub(super) async fn each<T, R, F: Future<Output = Result<R>>>(
             None => (name, None),
         });
     }
+    let mut stop = pace.fail_fast && results.iter().any(|(_, result)| matches!(result, Some(Err(_))));
     let f = &f;
     let mut running =
-        iter(todo.into_iter().map(|(i, image)| async move { (i, f(image).await) })).buffer_unordered(at_once);
-    while !*cancelled {
+        iter(todo.into_iter().map(|(i, image)| async move { (i, f(image).await) })).buffer_unordered(pace.at_once);
+    while !*cancelled && !stop {
         let (i, result) = tokio::select! {
             next = running.next() => match next {
                 Some(done) => done,
@@ -49,6 +57,7 @@ pub(super) async fn each<T, R, F: Future<Output = Result<R>>>(
         let result = result.map_err(|error| Failure::new(&error));
         if let Err(Failure { kind, message }) = &result {
             listener.on(&Event::ImageFailed { image: &results[i].0, kind: *kind, error: message });
+            stop = pace.fail_fast;
         }
         results[i].1 = Some(result);
     }

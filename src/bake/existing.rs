@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::blobs::Coming;
-use super::each::{Images, each};
+use super::each::{Images, Pace, each};
 use super::record::{Baked, Snapshots, record};
 use super::referrers::referring;
 use super::unpack::{Source, Stack, Unpacker};
@@ -20,7 +20,7 @@ use crate::oci::{Config, Descriptor, Digest, Document, MAX_DOCUMENT, Manifest, m
 use crate::root::Root;
 
 /// Images that are unpacked at a time; how many layers are is another matter.
-const AT_ONCE: usize = 4;
+const PACE: Pace = Pace { at_once: 4, fail_fast: false };
 
 /// What is to be unpacked.
 pub struct UnpackRequest {
@@ -59,7 +59,7 @@ pub async fn unpack(
     let unpacker = Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), request.max_unpacked));
     let mut cancelled = false;
     let one = async |image: ImageRecord| unpack_one(&request.namespace, &store, &snapshots, &unpacker, image).await;
-    let images = each(images, AT_ONCE, &*listener, cancel, &mut cancelled, one).await;
+    let images = each(images, PACE, &*listener, cancel, &mut cancelled, one).await;
     unpacker.settled().await;
     let totals = unpacker.add_totals(Totals::default());
     if cancelled {

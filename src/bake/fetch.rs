@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use super::blobs::{Blobs, Coming, Result, Small, blocking};
+use super::each::Pace;
 use super::policy::estimate;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
@@ -77,7 +78,8 @@ pub(super) struct Fetcher {
     pub(super) blobs: Arc<Blobs>,
     pub(super) referrers: Option<Vec<String>>,
     pub(super) trusted: Vec<Trusted>,
-    pub(super) images_at_once: usize,
+    fail_fast: bool,
+    images_at_once: usize,
 }
 
 impl Fetcher {
@@ -87,6 +89,7 @@ impl Fetcher {
             referrers: request.referrers.clone(),
             trusted: request.trusted.clone(),
             images_at_once: request.concurrency.max(2),
+            fail_fast: request.fail_fast,
         }
     }
 
@@ -94,6 +97,10 @@ impl Fetcher {
     pub(super) async fn settled(&self) -> Result<()> {
         let in_place = self.blobs.settled().await?;
         Ok(self.blobs.catalog().map_or(Ok(()), |catalog| catalog.record("", &[], &in_place))?)
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        Pace { at_once: self.images_at_once, fail_fast: self.fail_fast }
     }
 
     pub(super) fn totals(&self) -> Totals {

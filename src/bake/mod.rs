@@ -219,6 +219,10 @@ pub struct Request {
     pub trusted: Vec<Trusted>,
     /// What becomes of layers.
     pub policies: Policies,
+    /// Whether the first failure ends it; what is complete by then is kept.
+    pub fail_fast: bool,
+    /// Whether only those images are baked that the root's catalog knows to have failed.
+    pub retry_failed: bool,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
 }
@@ -247,6 +251,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Namespace and name.
+    fn key(&self) -> (String, String) {
+        (self.namespace.clone(), self.reference.to_string())
+    }
+
     /// One of which nothing but its name is said.
     pub fn new(reference: Reference, namespace: impl Into<String>, platform: Platform) -> Self {
         Self {
@@ -358,9 +367,15 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let policies = &request.policies;
     let unpacks = request.bootstrap && policies.may_unpack(&request.images);
     let mut snapshots = unpacks.then(|| Snapshots::open(&request.root, &mut meta)).transpose()?;
-    let wanted = wanted(&request);
-    let fetcher = Fetcher::new(&request, Blobs::new(&request, store.clone(), Place::Root(catalog), listener.clone())?);
-    let at_once = fetcher.images_at_once;
+    let mut wanted = wanted(&request);
+    if request.retry_failed {
+        let failed = catalog.failed()?;
+        wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
+    }
+    let keys: Vec<_> = wanted.iter().filter_map(|(_, image)| Some(image.as_ref()?.as_ref().ok()?.key())).collect();
+    let blobs = Blobs::new(&request, store.clone(), Place::Root(catalog.clone()), listener.clone())?;
+    let fetcher = Fetcher::new(&request, blobs);
+    let pace = fetcher.pace();
     let mut cancelled = false;
     let present = |namespace: &str, stack: &Stack| {
         snapshots.as_ref().map_or(Vec::new(), |snapshots| snapshots.present(namespace, stack))
@@ -375,7 +390,7 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
         ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
     }
     let resolve = |image| fetcher.resolve(image, snapshots.is_some());
-    let mut images = each(wanted, at_once, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
+    let mut images = each(wanted, pace, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
     ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
     let unpacker = snapshots.as_ref().map(|snapshots| {
         Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), policies.max_unpacked))
@@ -385,7 +400,7 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
         let present = image.stack.iter().zip(&snapshots).map(present).next();
         fetcher.complete(image, unpacker.as_ref().zip(present))
     };
-    let images = each(images, at_once, &*listener, cancel, &mut cancelled, complete).await;
+    let images = each(images, pace, &*listener, cancel, &mut cancelled, complete).await;
     if let Some(unpacker) = &unpacker {
         unpacker.settled().await;
     }
@@ -397,6 +412,8 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     } else {
         images.into_iter().map(Outcome::of).collect()
     };
+    let failed: Vec<_> = keys.into_iter().zip(images.iter().map(|image| image.failure.is_some())).collect();
+    catalog.remember(&failed)?;
     let totals = unpacker.map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
     Ok(Report { images, totals, elapsed: started.elapsed(), cancelled })
 }

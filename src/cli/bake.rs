@@ -57,6 +57,7 @@ pub(super) struct LimitArgs {
 }
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "options are independent of each other")]
 pub(super) struct FetchArgs {
     #[command(flatten)]
     pub(super) wanted: WantedArgs,
@@ -69,6 +70,12 @@ pub(super) struct FetchArgs {
     /// Take along what refers to the images: signatures, SBOMs, attestations; all, or those of a media or artifact type
     #[arg(long, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     referrers: Vec<String>,
+    /// Stop at the first image that fails; without it, the others complete
+    #[arg(long)]
+    fail_fast: bool,
+    /// Only those images that failed, or were not come to, the last time they were asked for
+    #[arg(long)]
+    retry_failed: bool,
     /// Begin even when the disk has too little space by what is known before
     #[arg(long)]
     ignore_space: bool,
@@ -196,6 +203,8 @@ impl FetchArgs {
             trusted: asked.trusted,
             bootstrap,
             policies,
+            fail_fast: self.fail_fast,
+            retry_failed: self.retry_failed,
         })
     }
 }
@@ -262,7 +271,8 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
             .map(|outcome| match &outcome.failure {
                 None => json!({"image": outcome.name, "ok": true}),
                 Some(failure) => {
-                    json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message})
+                    json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message,
+                        "remedy": failure.kind.remedy()})
                 }
             })
             .collect();

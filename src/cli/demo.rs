@@ -63,6 +63,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         referrers: None,
         trusted: Vec::new(),
         bootstrap: true,
+        fail_fast: false,
+        retry_failed: false,
         policies: Policies { default: if unpacks { Policy::Unpack } else { Policy::Fetch }, ..Policies::default() },
     };
     let (report, signal) = bake::go(request, output)?;

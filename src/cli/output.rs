@@ -52,12 +52,16 @@ pub(super) fn failed(failed: &Failed, json: bool) {
     }
 }
 
-/// A line for each image that failed.
+/// A line for each image that failed; those that failed alike together, below what helps.
 pub(super) fn failures(outcomes: &[Outcome]) {
-    for Outcome { name, failure } in outcomes {
-        if let Some(failure) = failure {
-            tell(format!("failed: {name}: {}", failure.message));
+    let mut failed: Vec<_> = outcomes.iter().filter_map(|one| Some((&one.name, one.failure.as_ref()?))).collect();
+    failed.sort_by_key(|(_, failure)| failure.kind);
+    let mut last = None;
+    for (name, failure) in failed {
+        if last.replace(failure.kind) != Some(failure.kind) {
+            tell(format!("what helps: {}", failure.kind.remedy()));
         }
+        tell(format!("failed: {name}: {}", failure.message));
     }
 }
 

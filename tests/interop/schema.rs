@@ -7,7 +7,7 @@ use ::prebake::spec::Spec;
 const ALL: &str = include_str!("../../fixtures/bake.toml");
 
 /// Prints a line for each file: `good` or `bad`; then the properties of the schema that the first one does not have.
-const VALIDATE: &str = r##"
+const VALIDATE: &str = r#"
 import json, sys, tomllib, jsonschema
 schema = json.load(open(sys.argv[1]))
 validator = jsonschema.Draft202012Validator(schema)
@@ -29,7 +29,7 @@ def properties(value):
             yield from properties(inner)
 has = set(keys(tomllib.load(open(sys.argv[2], "rb"))))
 print(sorted(set(properties(schema)) - has - {"under", "unpacked-over"}))
-"##;
+"#;
 
 #[test]
 fn the_schema_and_the_reader_agree() {

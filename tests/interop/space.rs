@@ -1,5 +1,6 @@
 //! A file that many bakes change stays small, and sound to the real bbolt after each of them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use prebake::bootstrap::offline;
 use prebake::catalog::{ImageBlob, ImageRecord};
 use prebake::content::Store;
 use prebake::metadata::{K8S_NAMESPACE, MetaDb, Wait, labels};
-use prebake::oci::{Descriptor, Digest, Platform, media_type};
+use prebake::oci::{Descriptor, Digest, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
 
 use crate::bbolt::Oracle;
@@ -37,7 +38,8 @@ fn image(root: &Path, n: usize, version: usize) -> ImageRecord {
         name: format!("registry.example/team/app{n}:1.0"),
         aliases: vec![format!("registry.example/team/app{n}@{}", target.digest), config.digest.to_string()],
         target: target.clone(),
-        platform: Platform::host(),
+        names: Vec::new(),
+        labels: BTreeMap::new(),
         pinned: false,
         blobs: vec![blob(target, labels), blob(config, Vec::new()), blob(layer, Vec::new())],
         source: Some(("registry.example".to_owned(), format!("team/app{n}"))),
@@ -48,8 +50,8 @@ fn bake(root: &Root, images: Vec<ImageRecord>) {
     let store = Store::create(root).unwrap();
     let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
     let mut meta = MetaDb::lock(root, Lock::Exclusive, &wait).unwrap();
-    let ready: Vec<_> = images.into_iter().map(|image| offline::ready(&store, image).unwrap()).collect();
-    assert!(offline::bootstrap(&mut meta, K8S_NAMESPACE, &ready).unwrap());
+    let ready: Vec<_> = images.into_iter().map(|image| offline::ready(&store, K8S_NAMESPACE, image).unwrap()).collect();
+    assert!(offline::bootstrap(&mut meta, &ready).unwrap());
 }
 
 /// Bakes one image a time, the versions of each taking turns; the file's size after it, and that of a fresh one with the

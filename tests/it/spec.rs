@@ -279,3 +279,56 @@ fn lists_of_others() {
     assert!(child.wait().unwrap().success());
     assert_eq!(run(dir.path(), "list --from-root copy").expect(0).stdout, listed);
 }
+
+#[test]
+fn what_failed_is_tried_again_alone() {
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_broken = broken.clone();
+    let registry = TestRegistry::faulty(images(), move |request| {
+        let fails =
+            is_broken.load(std::sync::atomic::Ordering::SeqCst) && request.uri().path().contains("/large/manifests/");
+        fails.then(|| crate::answers::text(404, ""))
+    });
+    let root = tempfile::tempdir().unwrap();
+    let all = ["base", "large", "small"].map(|name| registry.reference(&format!("{name}:1"))).join(" ");
+    let failed = prebake(root.path(), &format!("bake {all}")).expect(1);
+    let lines: Vec<&str> = failed.stderr.lines().rev().take(2).collect();
+    assert!(lines[0].starts_with("failed: ") && lines[0].contains("/large:1: "), "{}", failed.stderr);
+    assert!(lines[1].starts_with("what helps: check name, tag and platform"), "{}", failed.stderr);
+    let names = || prebake(root.path(), "images").expect(0).stdout;
+    assert!(names().contains("/base:1") && names().contains("/small:1") && !names().contains("/large:1"));
+    registry.asked();
+    prebake(root.path(), &format!("bake --retry-failed {all}")).expect(3);
+    assert!(registry.asked().iter().all(|request| request.contains("/large/")));
+    broken.store(false, std::sync::atomic::Ordering::SeqCst);
+    prebake(root.path(), &format!("bake --retry-failed {all}")).expect(0);
+    assert!(registry.asked().iter().all(|request| request.contains("/large/")));
+    assert!(names().contains("/large:1"));
+    let none = prebake(root.path(), &format!("bake --retry-failed --json {all}")).expect(0).last_json();
+    assert!(none["done"] == 0 && registry.asked().is_empty(), "{none}");
+    prebake(root.path(), "check").expect(0);
+}
+
+#[test]
+fn the_first_failure_may_be_the_end() {
+    let registry = TestRegistry::faulty(images(), |request| {
+        let path = request.uri().path();
+        if path.contains("/large/manifests/") {
+            return Some(crate::answers::text(403, ""));
+        }
+        // Everybody else takes his time.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        None
+    });
+    let root = tempfile::tempdir().unwrap();
+    let all = ["large", "base", "small"].map(|name| registry.reference(&format!("{name}:1"))).join(" ");
+    let run = prebake(root.path(), &format!("bake --fail-fast --json {all}")).expect(1);
+    let said = run.last_json();
+    assert!(said["failed"] == 3 && said["cancelled"] == false, "{said}");
+    let errors: Vec<&str> =
+        said["images"].as_array().unwrap().iter().map(|image| image["error"].as_str().unwrap()).collect();
+    assert!(errors[0].contains("does not give") && errors[1].contains("stopped before"), "{errors:?}");
+    assert_eq!(said["images"][0]["kind"], "unauthorized");
+    assert!(said["images"][0]["remedy"].as_str().unwrap().contains("--creds-file"));
+    assert_eq!(prebake(root.path(), "images").expect(0).stdout, "");
+}
