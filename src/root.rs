@@ -107,6 +107,11 @@ impl Root {
         rustix::fs::syncfs(File::open(dir).map_err(error)?).map_err(|errno| error(errno.into()))
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What the root's file system has, for this process.
     ///
     /// # Errors

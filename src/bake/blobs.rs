@@ -374,8 +374,14 @@ impl Blobs {
         let Begin { from, tag, mut tell } = begin;
         progress.add(from);
         let mut body = self.client.blob(reference, descriptor, from, tag);
+        let mut host = None;
         while let Some(chunk) = body.chunk().await? {
             let bytes = chunk.len() as u64;
+            if body.host() != host.as_deref() {
+                host = body.host().map(str::to_owned);
+                let host = host.as_deref().unwrap_or_default();
+                self.listener.on(&Event::BlobFrom { digest: &descriptor.digest, host });
+            }
             if let (Some(tag), Some(tell)) = (body.entity_tag(), tell.take()) {
                 let _ = tell.send(tag.to_owned());
             }

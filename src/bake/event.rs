@@ -46,6 +46,13 @@ pub enum Event<'a> {
         /// Its size.
         size: u64,
     },
+    /// A blob comes from this host.
+    BlobFrom {
+        /// The blob.
+        digest: &'a Digest,
+        /// The host that was asked, whatever it redirects to.
+        host: &'a str,
+    },
     /// More of a blob came.
     BlobProgress {
         /// The blob.

@@ -49,7 +49,13 @@ pub async fn unpack(
     metadata::check_namespace(&request.namespace)?;
     let started = Instant::now();
     tokio::pin!(cancel);
-    let report = |images, totals, cancelled| Report { images, totals, elapsed: started.elapsed(), cancelled };
+    let report = |images, totals, cancelled| Report {
+        images,
+        totals,
+        elapsed: started.elapsed(),
+        cancelled,
+        details: Vec::new(),
+    };
     let Some(mut meta) = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await? else {
         return Ok(report(Vec::new(), Totals::default(), true));
     };

@@ -1,6 +1,6 @@
 //! Images: from a reference through its documents to all its blobs.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +36,15 @@ pub(super) struct Resolved {
     pub(super) config: Digest,
     /// Its layers, where there is anything to unpack.
     pub(super) stack: Option<Arc<Stack>>,
+    pub(super) origin: Origin,
     pub(super) choice: Choice,
+}
+
+/// Where an image is from, by its config.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Origin {
+    pub(super) created: Option<String>,
+    pub(super) labels: BTreeMap<String, String>,
 }
 
 /// An image for one platform.
@@ -210,17 +218,19 @@ impl Fetcher {
                 return Err(Error::EmptyLayer(empty.digest.clone()));
             }
             if first.is_none() {
-                let stack = config.filter(|_| unpacks).map(|config| Stack::new(&manifest, &config)).transpose()?;
+                let stack = config.as_ref().filter(|_| unpacks).map(|config| Stack::new(&manifest, config));
+                let stack = stack.transpose()?.flatten().map(Arc::new);
                 let digest = path.last().map_or(&target, |blob| &blob.descriptor).digest.clone();
-                first = Some((digest, manifest.config.digest.clone(), stack.flatten().map(Arc::new)));
+                let origin = config.map(|config| Origin { created: config.created, labels: config.labels });
+                first = Some((digest, manifest.config.digest.clone(), stack, origin.unwrap_or_default()));
             }
             let leaves = [manifest.config].into_iter().chain(manifest.layers).map(leaf);
             // A layer may occur several times in an image.
             blobs.extend(path.into_iter().chain(leaves).filter(|blob| seen.insert(blob.descriptor.digest.clone())));
         }
-        let (manifest, config, stack) = first.ok_or(Error::Task)?;
+        let (manifest, config, stack, origin) = first.ok_or(Error::Task)?;
         let choice = Choice { policy: Policy::Fetch, reason: Reason::Default, pin: false };
-        Ok(Resolved { wanted, blobs, manifest, config, stack, choice })
+        Ok(Resolved { wanted, blobs, manifest, config, stack, origin, choice })
     }
 
     /// Walks from the target down to one platform's manifest.

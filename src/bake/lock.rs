@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::blobs::{Blobs, Place};
 use super::each::{Images, Pace, each};
-use super::fetch::{Fetcher, Found, Resolved, leaf, parse};
+use super::fetch::{Fetcher, Found, Origin, Resolved, leaf, parse};
 use super::unpack::Stack;
 use super::{Listener, Outcome, Request, Result, Wanted};
 use crate::content::Store;
@@ -140,5 +140,6 @@ fn resolved(wanted: &Arc<Wanted>) -> Option<Resolved> {
     let (manifest, locked) = first?;
     let choice = Choice { policy: Policy::Fetch, reason: Reason::Default, pin: false };
     let stack = Stack::of_lock(locked).map(Arc::new);
-    Some(Resolved { wanted: wanted.clone(), blobs, manifest, config: locked.config.digest.clone(), stack, choice })
+    let (config, origin) = (locked.config.digest.clone(), Origin::default());
+    Some(Resolved { wanted: wanted.clone(), blobs, manifest, config, stack, origin, choice })
 }

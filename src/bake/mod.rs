@@ -13,6 +13,7 @@ mod plan;
 mod policy;
 mod record;
 mod referrers;
+mod report;
 mod resolve;
 mod unpack;
 
@@ -33,6 +34,7 @@ use plan::Ground;
 pub use plan::{Estimate, Plan, Planned, plan};
 pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
 use record::{Baked, Snapshots, record};
+pub use report::{Detail, Recorder};
 use unpack::{Stack, Unpacker};
 
 use crate::bolt::Lock;
@@ -202,6 +204,7 @@ fn lack(signatures: usize, keys: usize) -> String {
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What is to be baked, and how.
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct Request {
     /// Into which root.
     pub root: Root,
@@ -219,6 +222,8 @@ pub struct Request {
     pub trusted: Vec<Trusted>,
     /// What becomes of layers.
     pub policies: Policies,
+    /// Whether the report is to tell what images are made of.
+    pub detailed: bool,
     /// Whether the first failure ends it; what is complete by then is kept.
     pub fail_fast: bool,
     /// Whether only those images are baked that the root's catalog knows to have failed.
@@ -292,6 +297,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Whether it was stopped before its end.
     pub cancelled: bool,
+    /// What images are made of, of those of which it is known; only where [`Request::detailed`].
+    pub details: Vec<Detail>,
 }
 
 /// What became of one image.
@@ -299,13 +306,15 @@ pub struct Report {
 pub struct Outcome {
     /// Its name.
     pub name: String,
+    /// containerd's namespace.
+    pub namespace: String,
     /// How it failed, if it did.
     pub failure: Option<Failure>,
 }
 
 impl Outcome {
     fn of<T>((name, image): (String, Option<Result<T, Failure>>)) -> Self {
-        Self { name, failure: image.unwrap_or_else(|| Err(Failure::stopped())).err() }
+        Self { name, namespace: String::new(), failure: image.unwrap_or_else(|| Err(Failure::stopped())).err() }
     }
 }
 
@@ -358,9 +367,13 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     // Held to the end: no containerd starts on the root meanwhile.
     let locked = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await?;
     let Some(mut meta) = locked else {
-        let outcome = |image: &Wanted| Outcome { name: image.reference.to_string(), failure: Some(Failure::stopped()) };
+        let outcome = |image: &Wanted| Outcome {
+            failure: Some(Failure::stopped()),
+            ..Outcome::of((image.reference.to_string(), None::<Result<(), _>>))
+        };
         let images = request.images.iter().map(outcome).collect();
-        return Ok(Report { images, totals: Totals::default(), elapsed: started.elapsed(), cancelled: true });
+        let (totals, details) = (Totals::default(), Vec::new());
+        return Ok(Report { images, totals, elapsed: started.elapsed(), cancelled: true, details });
     };
     let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
     let store = Store::create(&request.root)?;
@@ -391,7 +404,9 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     }
     let resolve = |image| fetcher.resolve(image, snapshots.is_some());
     let mut images = each(wanted, pace, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
-    ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
+    let plan = ground.plan(policies, &mut meta, &mut images)?;
+    plan.check(policies)?;
+    let details = if request.detailed { details(plan, &images) } else { Vec::new() };
     let unpacker = snapshots.as_ref().map(|snapshots| {
         Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), policies.max_unpacked))
     });
@@ -406,16 +421,24 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     }
     fetcher.settled().await?;
 
-    let images = if request.bootstrap && !cancelled {
+    let mut images = if request.bootstrap && !cancelled {
         let unpacked = snapshots.as_mut().zip(unpacker.as_deref());
         record(&request.root, &store, &mut meta, images, unpacked, &*listener)?
     } else {
         images.into_iter().map(Outcome::of).collect()
     };
+    for (image, (namespace, _)) in images.iter_mut().zip(&keys) {
+        image.namespace.clone_from(namespace);
+    }
     let failed: Vec<_> = keys.into_iter().zip(images.iter().map(|image| image.failure.is_some())).collect();
     catalog.remember(&failed)?;
     let totals = unpacker.map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
-    Ok(Report { images, totals, elapsed: started.elapsed(), cancelled })
+    Ok(Report { images, totals, elapsed: started.elapsed(), cancelled, details })
+}
+
+fn details(plan: Plan, images: &Images<Resolved>) -> Vec<Detail> {
+    let resolved = images.iter().map(|(_, image)| image.as_ref()?.as_ref().ok());
+    plan.images.into_iter().zip(resolved).filter_map(|(planned, image)| Some(Detail::of(planned, image?))).collect()
 }
 
 /// The images, each once.

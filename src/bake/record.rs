@@ -185,7 +185,7 @@ pub(super) fn record(
             }
             Err(failure) => Some(failure),
         };
-        outcomes.push(Outcome { name, failure });
+        outcomes.push(Outcome { name, namespace: String::new(), failure });
     }
     if let Some((snapshots, unpacker)) = snapshots {
         let with_stack: Vec<(String, &Stack)> = ready

@@ -1,7 +1,13 @@
 //! `prebake bake` and `prebake fetch`.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Policies, Report, Request, run};
+use prebake::bake::{
+    DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Listener, Policies, Recorder, Report, Request, run,
+};
+use prebake::kind::Kind;
 use prebake::snapshot::OVERLAYFS;
 use prebake::spec::{Policy, Rule, parse_size};
 use serde_json::json;
@@ -76,6 +82,9 @@ pub(super) struct FetchArgs {
     /// Only those images that failed, or were not come to, the last time they were asked for
     #[arg(long)]
     retry_failed: bool,
+    /// Write a report when it is over, good or bad: JSON, or a page where the name ends with .html (see docs/report.md)
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
     /// Begin even when the disk has too little space by what is known before
     #[arg(long)]
     ignore_space: bool,
@@ -91,13 +100,13 @@ pub(super) struct FetchArgs {
 }
 
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    let output = args.fetch.output;
-    execute(request(args)?, output)
+    let (output, reports) = (args.fetch.output, args.fetch.report.clone());
+    execute(request(args)?, output, &reports)
 }
 
 pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
-    let output = args.output;
-    execute(args.request(None)?, output)
+    let (output, reports) = (args.output, args.report.clone());
+    execute(args.request(None)?, output, &reports)
 }
 
 /// What a bake is asked to do.
@@ -112,9 +121,25 @@ pub(super) fn request(args: BakeArgs) -> Result<Request, Failed> {
     args.fetch.request(Some(unpacking))
 }
 
-fn execute(request: Request, output: OutputArgs) -> Result<u8, Failed> {
-    let (report, signal) = go(request, output)?;
-    Ok(end(&report, signal, output))
+fn execute(request: Request, output: OutputArgs, reports: &[PathBuf]) -> Result<u8, Failed> {
+    if reports.is_empty() {
+        let (report, signal) = go(request, output)?;
+        return Ok(end(&report, signal, output));
+    }
+    let root = request.root.clone();
+    let recorder = Arc::new(Recorder::new(&root, progress::listener(output)));
+    let (report, signal) = listened(request, recorder.clone())?;
+    let code = end(&report, signal, output);
+    for path in reports {
+        let is_page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
+        let text =
+            if is_page { recorder.html(&root, &report) } else { format!("{:#}\n", recorder.json(&root, &report)) };
+        std::fs::write(path, text).map_err(|error| Failed {
+            kind: Kind::from(&error),
+            message: format!("writing {} failed: {error}", path.display()),
+        })?;
+    }
+    Ok(code)
 }
 
 /// What the options say about unpacking.
@@ -203,6 +228,7 @@ impl FetchArgs {
             trusted: asked.trusted,
             bootstrap,
             policies,
+            detailed: !self.report.is_empty(),
             fail_fast: self.fail_fast,
             retry_failed: self.retry_failed,
         })
@@ -211,7 +237,11 @@ impl FetchArgs {
 
 /// Runs a bake; with the signal that stopped it, if one did.
 pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option<u8>), Failed> {
-    let (report, signal) = interruptible(async |cancel| run(request, progress::listener(output), cancel).await)?;
+    listened(request, progress::listener(output))
+}
+
+fn listened(request: Request, listener: Arc<dyn Listener>) -> Result<(Report, Option<u8>), Failed> {
+    let (report, signal) = interruptible(async |cancel| run(request, listener, cancel).await)?;
     let signal = signal.filter(|_| report.cancelled);
     Ok((report, signal))
 }

@@ -63,6 +63,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         referrers: None,
         trusted: Vec::new(),
         bootstrap: true,
+        detailed: false,
         fail_fast: false,
         retry_failed: false,
         policies: Policies { default: if unpacks { Policy::Unpack } else { Policy::Fetch }, ..Policies::default() },

@@ -39,6 +39,8 @@ pub struct Stored {
     pub parent: String,
     /// Bytes on disk, of this layer alone; only of a committed one.
     pub size: Option<u64>,
+    /// Its files and directories; only of a committed one.
+    pub inodes: Option<u64>,
 }
 
 /// What is in a snapshotter's `metadata.db`.
@@ -145,12 +147,16 @@ fn records(tx: &Tx<'_>) -> Result<Option<Records>, bolt::Error> {
             snapshots.each(&mut |name, seen| {
                 let Seen::Bucket(snapshot) = seen else { return Ok(()) };
                 let parent = snapshot.get(b"parent")?.unwrap_or_default();
-                let size = snapshot.get(b"size")?.and_then(|size| codec::parse_varint(&size));
+                let number = |key: &[u8]| -> Result<Option<u64>, bolt::Error> {
+                    let number = snapshot.get(key)?.and_then(|number| codec::parse_varint(&number));
+                    Ok(number.and_then(|number| u64::try_from(number).ok()))
+                };
                 let stored = Stored {
                     id: snapshot.get(b"id")?.and_then(|id| codec::parse_uvarint(&id)),
                     kind: snapshot.get(b"kind")?.and_then(|kind| kind.first().copied()),
                     parent: String::from_utf8_lossy(&parent).into_owned(),
-                    size: size.and_then(|size| u64::try_from(size).ok()),
+                    size: number(b"size")?,
+                    inodes: number(b"inodes")?,
                 };
                 records.snapshots.insert(String::from_utf8_lossy(name).into_owned(), stored);
                 Ok(())

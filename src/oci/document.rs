@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Digest, Platform};
 
@@ -161,12 +162,20 @@ pub struct Config {
     pub platform: Platform,
     /// The diffIDs of its layers, the lowest first; `None` where the root file system is not made of layers.
     pub diff_ids: Option<Vec<Digest>>,
+    /// When it was made, in its own words.
+    pub created: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 struct RawConfig {
     #[serde(default)]
     rootfs: Option<RawRootFs>,
+    #[serde(default)]
+    created: Value,
+    #[serde(default)]
+    config: Value,
 }
 
 #[derive(Default, Deserialize)]
@@ -344,7 +353,14 @@ impl Config {
         let RawRootFs { kind, diff_ids } = raw.rootfs.unwrap_or_default();
         // containerd `unpack.Unpacker`: no type at all counts as layers.
         let layers = matches!(kind.as_str(), "" | "layers");
-        Ok(Self { platform: platform.normal(), diff_ids: layers.then(|| diff_ids.unwrap_or_default()) })
+        let labels = raw.config.get("Labels").and_then(Value::as_object).into_iter().flatten();
+        let labels = labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+        Ok(Self {
+            platform: platform.normal(),
+            diff_ids: layers.then(|| diff_ids.unwrap_or_default()),
+            created: raw.created.as_str().map(str::to_owned),
+            labels: labels.collect(),
+        })
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Blob {
     at: u64,
     patience: Patience,
     source: Source,
+    /// Who gave the first of it, or all.
+    host: Option<Arc<Host>>,
     /// The entity tag of what came.
     tag: Option<String>,
     /// One connection is enough for it.
@@ -111,6 +113,7 @@ impl Blob {
             at: from,
             patience: client.patience(),
             source: Source::Nobody,
+            host: None,
             tag,
             fast: false,
             wanted: Arc::new(Wanted { what: format!("blob {}", descriptor.digest), client, reference, descriptor }),
@@ -148,6 +151,11 @@ impl Blob {
     /// Lets go of the connection, which others may need; the next call asks for what is missing.
     pub fn pause(&mut self) {
         self.source = Source::Nobody;
+    }
+
+    /// Host and port of who was asked last with success.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_ref().map(|host| host.authority())
     }
 
     /// The entity tag of what comes, for a run that goes on with it.
@@ -207,6 +215,7 @@ impl Blob {
             // A condition that does not hold is no fault; this is.
             self.wanted.gives_no_parts();
         }
+        self.host = Some(stream.answer.host.clone());
         // A weak tag promises nothing about bytes.
         let tag = stream.answer.response.headers().get(ETAG).and_then(|value| value.to_str().ok());
         self.tag = tag.filter(|tag| tag.starts_with('"')).map(str::to_owned);

@@ -71,6 +71,8 @@ pub struct Present {
     pub id: u64,
     /// What it takes, in bytes on disk, as far as is known.
     pub bytes: Option<u64>,
+    /// Its files and directories, as far as is known.
+    pub inodes: Option<u64>,
 }
 
 /// A layer that was unpacked, and what it takes. Dropped, it is gone.
@@ -209,7 +211,12 @@ impl Stored {
             let whole = |name: &String| {
                 let stored = self.records.snapshots.get(name)?;
                 let id = stored.id.filter(|_| stored.kind == Some(KIND_COMMITTED) && stored.parent == parent)?;
-                self.dirs.fs(id).is_dir().then(|| Present { name: name.clone(), id, bytes: stored.size })
+                self.dirs.fs(id).is_dir().then(|| Present {
+                    name: name.clone(),
+                    id,
+                    bytes: stored.size,
+                    inodes: stored.inodes,
+                })
             };
             let unnamed = || {
                 let names = self.by_key.get(&(namespace.to_owned(), key.to_string()));

@@ -267,6 +267,8 @@ fn a_full_disk_costs_nothing_and_the_next_run_goes_on() {
     let before = records(&root.0);
     // Its largest layer does not fit.
     let run = prebake(&root.0, &format!("bake {}", find("/docker:"))).expect(7);
+    assert!(run.stderr.contains(" are free; free some, or try with --ignore-space"), "{}", run.stderr);
+    let run = prebake(&root.0, &format!("bake --ignore-space {}", find("/docker:"))).expect(7);
     assert!(run.stderr.lines().last().unwrap().contains("No space left on device"), "{}", run.stderr);
     prebake(&root.0, "check").expect(0);
     assert_eq!(records(&root.0), before);

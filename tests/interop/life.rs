@@ -55,10 +55,9 @@ fn live(containerd: &Containerd, registry: &str, demo: &[String], debian: &str) 
     let pod = cri::run_pod(&socket, "pod");
     cri::run_container(&socket, &pod, "pod", debian, &["sleep", "100000"]);
     // Created only; running without a pod; stopped, to be started later.
-    let own = containerd.runc_root();
     containerd.ctr(&format!("containers create {registry}/demo/hello:1.0 created"));
     for name in ["running", "stopped"] {
-        containerd.ctr(&format!("run -d {own} {debian} {name} sleep 100000"));
+        containerd.start(debian, name, &["sleep", "100000"]);
     }
     containerd.ctr("tasks kill --signal 9 stopped");
     containerd.ctr("tasks delete --force stopped");

@@ -17,6 +17,7 @@ mod lock;
 mod lockstep;
 mod peers;
 mod policies;
+mod report;
 mod resume;
 mod schema;
 mod script;

@@ -335,6 +335,25 @@ impl Containerd {
         said
     }
 
+    /// Starts a container that stays.
+    #[track_caller]
+    pub fn start(&self, image: &str, name: &str, arguments: &[&str]) {
+        // runc 1.1 fails now and then on a busy machine, with an error that it has no words for.
+        const WORDLESS: &str = "error during container init: %!w(<nil>)";
+        for last in [false, false, true] {
+            let mut command = self.ctr_command();
+            command.args(["run", "-d"]).args(self.runc_root().split(' ')).args([image, name]).args(arguments);
+            let output = command.output().unwrap();
+            let said = text(&output.stderr);
+            if output.status.success() {
+                return;
+            }
+            assert!(!last && said.contains(WORDLESS), "{command:?}:\n{said}");
+            let _ = self.ctr_command().args(["tasks", "delete", "--force", name]).output();
+            let _ = self.ctr_command().args(["containers", "delete", name]).output();
+        }
+    }
+
     /// A garbage collection, waited for: what deleting a lease with `--sync` starts.
     pub fn collect_garbage(&self) {
         let lease = self.ctr("leases create");

@@ -330,5 +330,5 @@ fn the_first_failure_may_be_the_end() {
     assert!(errors[0].contains("does not give") && errors[1].contains("stopped before"), "{errors:?}");
     assert_eq!(said["images"][0]["kind"], "unauthorized");
     assert!(said["images"][0]["remedy"].as_str().unwrap().contains("--creds-file"));
-    assert_eq!(prebake(root.path(), "images").expect(0).stdout, "");
+    assert_eq!(prebake(root.path(), "images --json").expect(0).stdout, "");
 }
