@@ -393,9 +393,10 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let present = |namespace: &str, stack: &Stack| {
         snapshots.as_ref().map_or(Vec::new(), |snapshots| snapshots.present(namespace, stack))
     };
-    let unpacked = match &snapshots {
-        Some(snapshots) => snapshots.bytes(),
-        None => Stored::of_root(&request.root)?.map_or(0, |stored| stored.bytes()),
+    let unpacked = match (policies.max_store, &snapshots) {
+        (None, _) => None,
+        (Some(_), Some(snapshots)) => Some(snapshots.bytes()),
+        (Some(_), None) => Some(Stored::of_root(&request.root)?.map_or(0, |stored| stored.bytes())),
     };
     let ground = Ground { root: &request.root, store: &store, present: &present, snapshots: unpacked };
     if let Some(mut images) = of_lock(&wanted) {

@@ -55,7 +55,7 @@ pub struct Plan {
     pub snapshots: Estimate,
     /// Inodes that are needed, as far as can be told.
     pub inodes: u64,
-    /// Bytes that blobs and snapshots take already.
+    /// Bytes that blobs and snapshots take already; 0 where nobody asked.
     pub used: u64,
     /// What the file system has.
     pub space: Space,
@@ -92,8 +92,8 @@ pub(super) struct Ground<'g> {
     pub(super) store: &'g Store,
     /// Which layers of an image are unpacked.
     pub(super) present: &'g dyn Fn(&str, &Stack) -> Vec<Present>,
-    /// Bytes of all snapshots.
-    pub(super) snapshots: u64,
+    /// Bytes of all snapshots; `None` where nobody asks what the root takes already, which costs a look at every blob.
+    pub(super) snapshots: Option<u64>,
 }
 
 impl Ground<'_> {
@@ -143,8 +143,10 @@ impl Ground<'_> {
             }
             plan.images.push(planned);
         }
-        let size = |entry: &Entry| if let Entry::Blob(_, stat) = entry { stat.size } else { 0 };
-        plan.used = self.store.entries()?.iter().map(size).sum::<u64>() + self.snapshots;
+        if let Some(snapshots) = self.snapshots {
+            let size = |entry: &Entry| if let Entry::Blob(_, stat) = entry { stat.size } else { 0 };
+            plan.used = self.store.entries()?.iter().map(size).sum::<u64>() + snapshots;
+        }
         Ok(plan)
     }
 }
@@ -290,7 +292,7 @@ pub async fn plan(request: Request, listener: Arc<dyn Listener>, cancel: impl Fu
     let present = |namespace: &str, stack: &Stack| {
         stored.as_ref().map_or(Vec::new(), |stored| named.present(stored, namespace, stack))
     };
-    let snapshots = stored.as_ref().map_or(0, Stored::bytes);
+    let snapshots = Some(stored.as_ref().map_or(0, Stored::bytes));
     Ground { root: &request.root, store: &store, present: &present, snapshots }.plan(
         &request.policies,
         &mut meta,

@@ -1,6 +1,6 @@
 //! `prebake bake` and `prebake fetch`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs};
 use super::wanted::{Asked, WantedArgs};
-use super::{Failed, exit_code_of, progress};
+use super::{Failed, exit_code_of, metrics, progress};
 
 /// Blobs under way at a time, at most.
 const MAX_CONCURRENCY: u8 = 32;
@@ -85,6 +85,9 @@ pub(super) struct FetchArgs {
     /// Write a report when it is over, good or bad: JSON, or a page where the name ends with .html (see docs/report.md)
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
+    /// Write figures for Prometheus (as the node exporter collects text files) when it is over
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// Begin even when the disk has too little space by what is known before
     #[arg(long)]
     ignore_space: bool,
@@ -100,13 +103,13 @@ pub(super) struct FetchArgs {
 }
 
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    let (output, reports) = (args.fetch.output, args.fetch.report.clone());
-    execute(request(args)?, output, &reports)
+    let (output, files) = (args.fetch.output, args.fetch.files());
+    execute(request(args)?, output, &files)
 }
 
 pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
-    let (output, reports) = (args.output, args.report.clone());
-    execute(args.request(None)?, output, &reports)
+    let (output, files) = (args.output, args.files());
+    execute(args.request(None)?, output, &files)
 }
 
 /// What a bake is asked to do.
@@ -121,23 +124,30 @@ pub(super) fn request(args: BakeArgs) -> Result<Request, Failed> {
     args.fetch.request(Some(unpacking))
 }
 
-fn execute(request: Request, output: OutputArgs, reports: &[PathBuf]) -> Result<u8, Failed> {
-    if reports.is_empty() {
-        let (report, signal) = go(request, output)?;
-        return Ok(end(&report, signal, output));
-    }
+/// What is written when a bake is over.
+struct Files {
+    reports: Vec<PathBuf>,
+    metrics: Option<PathBuf>,
+}
+
+fn execute(request: Request, output: OutputArgs, files: &Files) -> Result<u8, Failed> {
     let root = request.root.clone();
     let recorder = Arc::new(Recorder::new(&root, progress::listener(output)));
-    let (report, signal) = listened(request, recorder.clone())?;
+    let (report, signal) =
+        if files.reports.is_empty() { go(request, output)? } else { listened(request, recorder.clone())? };
     let code = end(&report, signal, output);
-    for path in reports {
+    let failed = |path: &Path, error: &std::io::Error| Failed {
+        kind: Kind::from(error),
+        message: format!("writing {} failed: {error}", path.display()),
+    };
+    for path in &files.reports {
         let is_page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
         let text =
             if is_page { recorder.html(&root, &report) } else { format!("{:#}\n", recorder.json(&root, &report)) };
-        std::fs::write(path, text).map_err(|error| Failed {
-            kind: Kind::from(&error),
-            message: format!("writing {} failed: {error}", path.display()),
-        })?;
+        std::fs::write(path, text).map_err(|error| failed(path, &error))?;
+    }
+    if let Some(path) = &files.metrics {
+        metrics::write(path, &report).map_err(|error| failed(path, &error))?;
     }
     Ok(code)
 }
@@ -205,6 +215,10 @@ pub(super) fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8
 }
 
 impl FetchArgs {
+    fn files(&self) -> Files {
+        Files { reports: self.report.clone(), metrics: self.metrics.clone() }
+    }
+
     pub(super) fn request(self, unpacking: Option<Unpacking>) -> Result<Request, Failed> {
         let mut asked = self.wanted.asked()?;
         let bootstrap = unpacking.is_some();

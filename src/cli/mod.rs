@@ -8,6 +8,7 @@ mod demo;
 mod images;
 mod list;
 mod lock;
+mod metrics;
 mod output;
 mod plan;
 mod progress;

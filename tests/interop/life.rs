@@ -57,7 +57,7 @@ fn live(containerd: &Containerd, registry: &str, demo: &[String], debian: &str) 
     // Created only; running without a pod; stopped, to be started later.
     containerd.ctr(&format!("containers create {registry}/demo/hello:1.0 created"));
     for name in ["running", "stopped"] {
-        containerd.start(debian, name, &["sleep", "100000"]);
+        containerd.run_detached(debian, name, &["sleep", "100000"]);
     }
     containerd.ctr("tasks kill --signal 9 stopped");
     containerd.ctr("tasks delete --force stopped");

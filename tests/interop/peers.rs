@@ -337,7 +337,7 @@ impl Containerd {
 
     /// Starts a container that stays.
     #[track_caller]
-    pub fn start(&self, image: &str, name: &str, arguments: &[&str]) {
+    pub fn run_detached(&self, image: &str, name: &str, arguments: &[&str]) {
         // runc 1.1 fails now and then on a busy machine, with an error that it has no words for.
         const WORDLESS: &str = "error during container init: %!w(<nil>)";
         for last in [false, false, true] {

@@ -90,7 +90,7 @@ const FENCES: [(&str, &[&str]); 20] = [
     ("httpdate", &["registry"]),
     ("ring", &["trust"]),
     ("sha2", &["oci"]),
-    ("chrono", &["metadata", "content", "bootstrap", "care", "snapshot"]),
+    ("chrono", &["metadata", "content", "bake", "bootstrap", "care", "snapshot"]),
 ];
 
 /// Direct dependencies; a new one is a decision.

@@ -291,7 +291,14 @@ fn what_failed_is_tried_again_alone() {
     });
     let root = tempfile::tempdir().unwrap();
     let all = ["base", "large", "small"].map(|name| registry.reference(&format!("{name}:1"))).join(" ");
-    let failed = prebake(root.path(), &format!("bake {all}")).expect(1);
+    let metrics = root.path().join("bake.prom");
+    let failed = prebake(root.path(), &format!("bake --metrics {} {all}", metrics.display())).expect(1);
+    let said = fs::read_to_string(&metrics).unwrap();
+    for line in
+        ["prebake_images{result=\"ok\"} 2", "prebake_images{result=\"failed\"} 1", "# TYPE prebake_fetched_bytes gauge"]
+    {
+        assert!(said.lines().any(|said| said == line), "{said}");
+    }
     let lines: Vec<&str> = failed.stderr.lines().rev().take(2).collect();
     assert!(lines[0].starts_with("failed: ") && lines[0].contains("/large:1: "), "{}", failed.stderr);
     assert!(lines[1].starts_with("what helps: check name, tag and platform"), "{}", failed.stderr);
