@@ -100,7 +100,7 @@ fn the_page_shows_what_the_report_says() {
     for (from, to) in [
         ("showReport();\n", "showReport(); setTimeout(() => { throw new Error(\"x\"); });\n"),
         ("filter(item => item.bytes > 0);", "filter(item => item.bytes > 5000);"),
-        ("typeof a === \"number\" ? a - b", "false ? 0"),
+        ("typeof a === \"number\" ? a - b", "typeof a === \"number\" ? b - a"),
     ] {
         let worse = page.replacen(from, to, 1);
         assert!(worse != page && !look(dir.path(), &worse).1.is_empty(), "{from}");
