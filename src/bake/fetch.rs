@@ -115,7 +115,7 @@ impl Fetcher {
         self.blobs.totals()
     }
 
-    /// Finds out what an image consists of; its layers as well, where it may come to be unpacked.
+    /// Finds out what an image consists of. Where it may come to be unpacked, its layers have to fit its config.
     pub(super) async fn resolve(&self, wanted: Arc<Wanted>, unpacks: bool) -> Result<Resolved> {
         let mut resolved = self.documents(wanted, unpacks).await?;
         self.admit(&resolved).await?;
@@ -218,8 +218,11 @@ impl Fetcher {
                 return Err(Error::EmptyLayer(empty.digest.clone()));
             }
             if first.is_none() {
-                let stack = config.as_ref().filter(|_| unpacks).map(|config| Stack::new(&manifest, config));
-                let stack = stack.transpose()?.flatten().map(Arc::new);
+                let stack = match config.as_ref().map(|config| Stack::new(&manifest, config)) {
+                    // Nobody minds what nobody unpacks.
+                    Some(Err(_)) if !unpacks => None,
+                    stack => stack.transpose()?.flatten().map(Arc::new),
+                };
                 let digest = path.last().map_or(&target, |blob| &blob.descriptor).digest.clone();
                 let origin = config.map(|config| Origin { created: config.created, labels: config.labels });
                 first = Some((digest, manifest.config.digest.clone(), stack, origin.unwrap_or_default()));

@@ -62,8 +62,10 @@ impl Policies {
         let own = (image.wanted.policy, image.wanted.pin);
         let choice = choose(own, &self.rules, (self.default, self.pin), &image.wanted.reference, sizes);
         match &image.stack {
-            None => Choice { policy: Policy::Fetch, reason: Reason::NoLayers, ..choice },
-            Some(_) => choice,
+            None if choice.policy != Policy::Fetch => {
+                Choice { policy: Policy::Fetch, reason: Reason::NoLayers, ..choice }
+            }
+            _ => choice,
         }
     }
 

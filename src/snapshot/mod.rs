@@ -5,7 +5,7 @@
 //!   metadata.db                     see `metadata`
 //!   snapshots/<id>/fs               the layer's own files, with overlayfs' whiteouts; 0755
 //!   snapshots/<id>/work             overlayfs' own; 0711
-//!   snapshots/new-prebake-<hex>/    a layer that is being unpacked; containerd sweeps `new-*` as well
+//!   snapshots/new-prebake-<…>/      a layer that is being unpacked; containerd sweeps `new-*` as well
 //! ```
 //!
 //! A directory under an id that `metadata.db` has not given out would be deleted by containerd: ids are given out first, then

@@ -147,6 +147,10 @@ fn a_plan_tells_what_a_bake_does() {
     assert!(base["shared"].as_u64().unwrap() > 100_000 && base["present"] == 0);
     assert!(base["unpacked_is_estimated"] == true && large["compressed"].as_u64() > base["compressed"].as_u64());
 
+    // Where nothing is unpacked, what it would come to is told all the same.
+    let fetched = lines(&run(dir.path(), &format!("plan --json --root x {}", registry.reference("base:1"))).expect(0));
+    assert!(fetched[0]["because_of"] == "default" && fetched[0]["unpacked"].as_u64() > Some(100_000), "{fetched:#?}");
+
     let spec =
         toml(&registry, "policy = \"unpack\"").replace("[\"linux/amd64\", \"linux/arm64\"]", "[\"linux/arm64\"]");
     fs::write(dir.path().join("bake.toml"), spec).unwrap();
