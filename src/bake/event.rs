@@ -187,6 +187,14 @@ pub(super) fn notices(listener: Arc<dyn Listener>) -> Notify {
     })
 }
 
+/// Both hear it.
+impl Listener for (Arc<dyn Listener>, Arc<dyn Listener>) {
+    fn on(&self, event: &Event<'_>) {
+        self.0.on(event);
+        self.1.on(event);
+    }
+}
+
 /// Hears nothing.
 impl Listener for () {
     fn on(&self, _: &Event<'_>) {}

@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
-use super::blobs::{Blobs, Coming, Result, Small, blocking};
+use super::blobs::{Blobs, Coming, Place, Result, Small, blocking};
 use super::each::Pace;
 use super::policy::estimate;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Baked, Error, Event, Request, Totals, Trusted, Wanted};
+use super::{Baked, Error, Event, Listener, Request, Totals, Trusted, Wanted};
 use crate::catalog::{ImageBlob, ImageRecord};
+use crate::content::Store;
 use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
 use crate::snapshot::Present;
@@ -99,6 +100,11 @@ impl Fetcher {
             images_at_once: request.concurrency.max(2),
             fail_fast: request.fail_fast,
         }
+    }
+
+    /// One that keeps documents in memory, and writes nothing.
+    pub(super) fn that_looks(request: &Request, store: Store, listener: Arc<dyn Listener>) -> Result<Self> {
+        Ok(Self::new(request, Blobs::new(request, store, Place::Memory(Mutex::default()), listener)?))
     }
 
     /// Waits until nothing is being written any more, and remembers what was verified.

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::blobs::{Blobs, Place};
-use super::each::{Images, Pace, each};
+use super::each::{Images, each};
 use super::fetch::{Fetcher, Found, Origin, Resolved, leaf, parse};
 use super::unpack::Stack;
 use super::{Listener, Outcome, Request, Result, Wanted};
@@ -24,11 +23,9 @@ pub async fn lock(
     cancel: impl Future<Output = ()>,
 ) -> Result<(BTreeMap<String, LockedImage>, Vec<Outcome>)> {
     tokio::pin!(cancel);
-    let store = Store::open(&request.root)?;
-    let blobs = Blobs::new(&request, store, Place::Memory(Mutex::default()), listener.clone())?;
-    let fetcher = Fetcher::new(&request, blobs);
+    let fetcher = Fetcher::that_looks(&request, Store::open(&request.root)?, listener.clone())?;
     let one = async |wanted: Arc<Wanted>| Ok((wanted.reference.to_string(), fetcher.lock(&wanted).await?));
-    let found = each(super::wanted(&request), fetcher.pace(), &*listener, cancel, &mut false, one).await;
+    let found = each(super::wanted(&request)?, fetcher.pace(), &*listener, cancel, &mut false, one).await;
     let mut images: BTreeMap<String, LockedImage> = BTreeMap::new();
     let mut failed = Vec::new();
     for (name, image) in found {
@@ -65,16 +62,14 @@ pub async fn moved(
     cancel: impl Future<Output = ()>,
 ) -> Result<(Vec<Moved>, Vec<Outcome>)> {
     tokio::pin!(cancel);
-    let store = Store::open(&request.root)?;
-    let blobs = Arc::new(Blobs::new(&request, store, Place::Memory(Mutex::default()), listener.clone())?);
-    let pace = Pace { at_once: request.concurrency.max(2), fail_fast: request.fail_fast };
+    let fetcher = Fetcher::that_looks(&request, Store::open(&request.root)?, listener.clone())?;
     let one = async |wanted: Arc<Wanted>| {
         let Some(locked) = &wanted.locked else { return Ok(None) };
-        let to = blobs.leads_to(&wanted.reference).await?;
+        let to = fetcher.blobs.leads_to(&wanted.reference).await?;
         let (name, from) = (wanted.reference.to_string(), locked.target.digest.clone());
         Ok((to != from).then_some(Moved { name, from, to }))
     };
-    let found = each(super::wanted(&request), pace, &*listener, cancel, &mut false, one).await;
+    let found = each(super::wanted(&request)?, fetcher.pace(), &*listener, cancel, &mut false, one).await;
     let (mut all, mut failed) = (Vec::new(), Vec::new());
     for (name, image) in found {
         match image {

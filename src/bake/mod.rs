@@ -359,9 +359,7 @@ pub struct Totals {
 /// # Errors
 /// [`Error`] when nothing could be begun, or the metadata could not be written.
 pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Report> {
-    for image in &request.images {
-        metadata::check_namespace(&image.namespace)?;
-    }
+    let mut wanted = wanted(&request)?;
     let started = Instant::now();
     tokio::pin!(cancel);
     // Held to the end: no containerd starts on the root meanwhile.
@@ -380,7 +378,6 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let policies = &request.policies;
     let unpacks = request.bootstrap && policies.may_unpack(&request.images);
     let mut snapshots = unpacks.then(|| Snapshots::open(&request.root, &mut meta)).transpose()?;
-    let mut wanted = wanted(&request);
     if request.retry_failed {
         let failed = catalog.failed()?;
         wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
@@ -443,11 +440,14 @@ fn details(plan: Plan, images: &Images<Resolved>) -> Vec<Detail> {
 }
 
 /// The images, each once.
-fn wanted(request: &Request) -> Images<Arc<Wanted>> {
+fn wanted(request: &Request) -> Result<Images<Arc<Wanted>>> {
+    for image in &request.images {
+        metadata::check_namespace(&image.namespace)?;
+    }
     let mut seen = HashSet::new();
     let new = |image: &&Wanted| seen.insert((image.namespace.clone(), image.reference.clone()));
     let start = |image: &Wanted| (image.reference.to_string(), Some(Ok(Arc::new(image.clone()))));
-    request.images.iter().filter(new).map(start).collect()
+    Ok(request.images.iter().filter(new).map(start).collect())
 }
 
 /// Locks the root; `None` when `cancel` came first.

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::blobs::{Blobs, Place};
 use super::each::{Images, each};
 use super::fetch::{Fetcher, Resolved};
 use super::lock::of_lock;
@@ -15,7 +14,7 @@ use super::unpack::Stack;
 use super::{Error, Failure, Listener, Request, Result, Wanted};
 use crate::bolt::Lock;
 use crate::content::{Entry, Store};
-use crate::metadata::{self, MetaDb, Wait};
+use crate::metadata::{MetaDb, Wait};
 use crate::oci::{Digest, Platform};
 use crate::root::{Root, Space};
 use crate::snapshot::{Present, Stored};
@@ -269,9 +268,7 @@ impl Plan {
 /// # Errors
 /// [`Error`] when nothing could be begun.
 pub async fn plan(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Plan> {
-    for image in &request.images {
-        metadata::check_namespace(&image.namespace)?;
-    }
+    let wanted = super::wanted(&request)?;
     tokio::pin!(cancel);
     let tell = |holder: &str| listener.on(&super::Event::Waiting { holder });
     let wait = Wait { timeout: request.lock_timeout, tell: &tell, stop: &AtomicBool::new(false) };
@@ -279,9 +276,7 @@ pub async fn plan(request: Request, listener: Arc<dyn Listener>, cancel: impl Fu
     let store = Store::open(&request.root)?;
     let stored = Stored::of_root(&request.root)?;
     let named = Named::read(&mut meta)?;
-    let blobs = Blobs::new(&request, store.clone(), Place::Memory(std::sync::Mutex::default()), listener.clone())?;
-    let fetcher = Fetcher::new(&request, blobs);
-    let wanted = super::wanted(&request);
+    let fetcher = Fetcher::that_looks(&request, store.clone(), listener.clone())?;
     let mut images = if let Some(images) = of_lock(&wanted) {
         images
     } else {

@@ -1,7 +1,7 @@
 //! What a bake came to, to be kept: as JSON, and as a page that shows it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -44,9 +44,8 @@ impl Detail {
     }
 }
 
-/// Writes down when what happened, and lets another listener hear it.
+/// Writes down when what happened.
 pub struct Recorder {
-    inner: Arc<dyn Listener>,
     started: Instant,
     at: DateTime<Utc>,
     before: Option<Space>,
@@ -78,9 +77,9 @@ struct SeenLayer {
 
 impl Recorder {
     /// Begins to write down a bake of a root.
-    pub fn new(root: &Root, inner: Arc<dyn Listener>) -> Self {
+    pub fn new(root: &Root) -> Self {
         let before = root.space().ok();
-        Self { inner, started: Instant::now(), at: Utc::now(), before, seen: Mutex::default() }
+        Self { started: Instant::now(), at: Utc::now(), before, seen: Mutex::default() }
     }
 
     /// The report as JSON, see `docs/report.md`. Looks into the root, which nobody may be changing.
@@ -246,7 +245,5 @@ impl Listener for Recorder {
             }
             _ => {}
         }
-        drop(seen);
-        self.inner.on(event);
     }
 }

@@ -1,13 +1,12 @@
 //! `prebake bake` and `prebake fetch`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use prebake::bake::{
     DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Listener, Policies, Recorder, Report, Request, run,
 };
-use prebake::kind::Kind;
 use prebake::snapshot::OVERLAYFS;
 use prebake::spec::{Policy, Rule, parse_size};
 use serde_json::json;
@@ -132,22 +131,23 @@ struct Files {
 
 fn execute(request: Request, output: OutputArgs, files: &Files) -> Result<u8, Failed> {
     let root = request.root.clone();
-    let recorder = Arc::new(Recorder::new(&root, progress::listener(output)));
-    let (report, signal) =
-        if files.reports.is_empty() { go(request, output)? } else { listened(request, recorder.clone())? };
-    let code = end(&report, signal, output);
-    let failed = |path: &Path, error: &std::io::Error| Failed {
-        kind: Kind::from(error),
-        message: format!("writing {} failed: {error}", path.display()),
+    let recorder = (!files.reports.is_empty()).then(|| Arc::new(Recorder::new(&root)));
+    let listener = progress::listener(output);
+    // Let go of when the bake is over: bars on a terminal go with it.
+    let listener: Arc<dyn Listener> = match &recorder {
+        Some(recorder) => Arc::new((listener, recorder.clone() as Arc<dyn Listener>)),
+        None => listener,
     };
-    for path in &files.reports {
+    let (report, signal) = go(request, listener)?;
+    let code = end(&report, signal, output);
+    for (path, recorder) in files.reports.iter().zip(recorder.iter().cycle()) {
         let is_page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
         let text =
             if is_page { recorder.html(&root, &report) } else { format!("{:#}\n", recorder.json(&root, &report)) };
-        std::fs::write(path, text).map_err(|error| failed(path, &error))?;
+        output::write_file(path, &text)?;
     }
     if let Some(path) = &files.metrics {
-        metrics::write(path, &report).map_err(|error| failed(path, &error))?;
+        output::write_file(path, &metrics::text(&report))?;
     }
     Ok(code)
 }
@@ -250,11 +250,7 @@ impl FetchArgs {
 }
 
 /// Runs a bake; with the signal that stopped it, if one did.
-pub(super) fn go(request: Request, output: OutputArgs) -> Result<(Report, Option<u8>), Failed> {
-    listened(request, progress::listener(output))
-}
-
-fn listened(request: Request, listener: Arc<dyn Listener>) -> Result<(Report, Option<u8>), Failed> {
+pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Result<(Report, Option<u8>), Failed> {
     let (report, signal) = interruptible(async |cancel| run(request, listener, cancel).await)?;
     let signal = signal.filter(|_| report.cancelled);
     Ok((report, signal))
@@ -309,17 +305,7 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
     let totals = report.totals;
     let seconds = report.elapsed.as_secs_f64();
     if output.json {
-        let images: Vec<_> = report
-            .images
-            .iter()
-            .map(|outcome| match &outcome.failure {
-                None => json!({"image": outcome.name, "ok": true}),
-                Some(failure) => {
-                    json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message,
-                        "remedy": failure.kind.remedy()})
-                }
-            })
-            .collect();
+        let images: Vec<_> = report.images.iter().map(output::outcome).collect();
         output::say_json(&json!({"event": "summary", "images": images, "done": done, "failed": failed,
             "fetched_blobs": totals.fetched_blobs, "fetched_bytes": totals.fetched_bytes,
             "present_blobs": totals.present_blobs, "present_bytes": totals.present_bytes,

@@ -16,7 +16,7 @@ use prebake::root::CONTAINERD_ROOT;
 use prebake::spec::Policy;
 
 use super::output::{self, OutputArgs};
-use super::{Failed, RootArgs, bake, check, exit_code_of};
+use super::{Failed, RootArgs, bake, check, exit_code_of, progress};
 
 /// Marks a folder as one that a demo made, and that the next may replace.
 const MARK: &str = ".prebake-demo";
@@ -68,7 +68,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         retry_failed: false,
         policies: Policies { default: if unpacks { Policy::Unpack } else { Policy::Fetch }, ..Policies::default() },
     };
-    let (report, signal) = bake::go(request, output)?;
+    let (report, signal) = bake::go(request, progress::listener(output))?;
     bake::summarise(&report, output);
     let code = signal.map_or_else(|| exit_code_of(&report.images), |signal| 128 + signal);
     if code != 0 {

@@ -70,7 +70,7 @@ pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
         return Ok(exit_code_of(&failed));
     }
     after.images.extend(images);
-    write(&path, &after)?;
+    output::write_file(&path, &after.to_string())?;
     tell_changes(&path, &before, &after, output);
     Ok(0)
 }
@@ -79,22 +79,9 @@ fn read(path: &Path) -> Result<Lock, Failed> {
     Lock::parse(&wanted::text(path)?, &path.display().to_string()).map_err(Failed::new)
 }
 
-/// In one step: a reader has the old one or the new one.
-fn write(path: &Path, lock: &Lock) -> Result<(), Failed> {
-    let new = path.with_extension("lock.new");
-    let written = std::fs::write(&new, lock.to_string()).and_then(|()| std::fs::rename(&new, path));
-    written.map_err(|error| Failed {
-        kind: prebake::kind::Kind::Io,
-        message: format!("writing {} failed: {error}", path.display()),
-    })
-}
-
 fn tell_failures(failed: &[Outcome], output: OutputArgs) {
     if output.json {
-        output::say_json_lines(failed.iter().filter_map(|outcome| {
-            let failure = outcome.failure.as_ref()?;
-            Some(json!({"image": outcome.name, "ok": false, "kind": failure.kind, "error": failure.message}))
-        }));
+        output::say_json_lines(failed.iter().map(output::outcome));
     } else {
         output::failures(failed);
     }

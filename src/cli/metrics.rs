@@ -1,21 +1,11 @@
 //! A bake's figures for Prometheus: a file as the node exporter collects them.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::SystemTime;
 
 use prebake::bake::Report;
 
-/// Writes the figures in one step: a collector reads the old file or the new one.
-pub(super) fn write(path: &Path, report: &Report) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
-    std::fs::write(&new, text(report))?;
-    std::fs::rename(&new, path)
-}
-
-fn text(report: &Report) -> String {
+pub(super) fn text(report: &Report) -> String {
     let failed = report.images.iter().filter(|image| image.failure.is_some()).count();
     let totals = &report.totals;
     let mut text = String::new();

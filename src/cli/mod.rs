@@ -22,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use prebake::bake::Failure;
 use prebake::kind::Kind;
 use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, Wait};
 use prebake::root::{CONTAINERD_ROOT, Root};
@@ -189,7 +190,11 @@ fn exit_code(kind: Kind) -> u8 {
 
 /// The code for images that failed one by one.
 fn exit_code_of(outcomes: &[prebake::bake::Outcome]) -> u8 {
-    let mut kinds = outcomes.iter().map(|outcome| outcome.failure.as_ref().map(|failure| failure.kind));
+    exit_code_of_all(outcomes.iter().map(|outcome| outcome.failure.as_ref()))
+}
+
+fn exit_code_of_all<'f>(failures: impl Iterator<Item = Option<&'f Failure>>) -> u8 {
+    let mut kinds = failures.map(|failure| failure.map(|failure| failure.kind));
     match kinds.next() {
         None => 0,
         Some(first) if kinds.all(|kind| kind == first) => first.map_or(0, exit_code),

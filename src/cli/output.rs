@@ -1,10 +1,13 @@
 //! Lines to a person or to a program. A reader that went away is nobody's error.
 
 use std::io::{self, BufWriter, Write};
+use std::path::Path;
 
 use clap::Args;
 use prebake::bake::Outcome;
+use prebake::kind::Kind;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::Failed;
 
@@ -63,6 +66,32 @@ pub(super) fn failures(outcomes: &[Outcome]) {
         }
         tell(format!("failed: {name}: {}", failure.message));
     }
+}
+
+/// What became of an image, as JSON.
+pub(super) fn outcome(Outcome { name, failure, .. }: &Outcome) -> Value {
+    match failure {
+        None => json!({"image": name, "ok": true}),
+        Some(failure) => json!({"image": name, "ok": false, "kind": failure.kind, "error": failure.message,
+            "remedy": failure.kind.remedy()}),
+    }
+}
+
+/// Writes a file in one step: a reader has the old one or the new one. What is no file, such as a pipe, is written to.
+pub(super) fn write_file(path: &Path, text: &str) -> Result<(), Failed> {
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let written = if std::fs::metadata(&target).is_ok_and(|meta| !meta.is_file()) {
+        std::fs::write(&target, text)
+    } else {
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let new = target.with_file_name(name);
+        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &target))
+    };
+    written.map_err(|error| Failed {
+        kind: Kind::from(&error),
+        message: format!("writing {} failed: {error}", path.display()),
+    })
 }
 
 /// Bytes for people: `12.3 MiB`.

@@ -2,11 +2,10 @@
 
 use clap::Args;
 use prebake::bake::{Estimate, Plan, Planned, plan};
-use prebake::kind::Kind;
 use serde_json::json;
 
 use super::bake::{self, BakeArgs};
-use super::{Failed, exit_code, output, progress};
+use super::{Failed, exit_code, exit_code_of_all, output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,21 +42,13 @@ pub(super) fn run(args: PlanArgs) -> Result<u8, Failed> {
     } else {
         in_words(&plan);
     }
-    let mut failures = plan.images.iter().filter_map(|image| image.failure.as_ref());
-    match (refused, failures.next()) {
-        (Some(refused), _) => {
-            if !out.json {
-                output::tell(format!("refused: {}", refused.message));
-            }
-            Ok(exit_code(refused.kind))
-        }
-        (None, None) => Ok(0),
-        (None, Some(first)) => {
-            let same = failures.all(|failure| failure.kind == first.kind)
-                && plan.images.iter().all(|image| image.failure.is_some());
-            Ok(if same { exit_code(first.kind) } else { exit_code(Kind::Io) })
-        }
+    let Some(refused) = refused else {
+        return Ok(exit_code_of_all(plan.images.iter().map(|image| image.failure.as_ref())));
+    };
+    if !out.json {
+        output::tell(format!("refused: {}", refused.message));
     }
+    Ok(exit_code(refused.kind))
 }
 
 fn size(estimate: Estimate) -> String {
