@@ -18,6 +18,7 @@ use prebake::content::Store;
 use prebake::metadata::{K8S_NAMESPACE, MetaDb, Wait, labels};
 use prebake::oci::{Descriptor, Digest, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
+use prebake::times::Times;
 
 /// Blobs of an image besides its manifest and config.
 const LAYERS: usize = 4;
@@ -40,6 +41,7 @@ fn image(blobs: &Path, n: usize) -> ImageRecord {
     let rest = children.into_iter().map(|descriptor| ImageBlob { descriptor, children: Vec::new() });
     ImageRecord {
         name: format!("registry.example/team{}/app{n}:1.0", n % 50),
+        created: None,
         aliases: vec![format!("registry.example/team{}/app{n}@{}", n % 50, target.digest), config.digest.to_string()],
         target,
         names: Vec::new(),
@@ -95,7 +97,7 @@ fn main() {
         let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
         let mut meta = MetaDb::lock(&root, Lock::Exclusive, &wait).unwrap();
         let one = [offline::ready(&store, K8S_NAMESPACE, one.clone()).unwrap()];
-        offline::bootstrap(&mut meta, &one).unwrap();
+        offline::bootstrap(&mut meta, &one, &Times::new(None)).unwrap();
         println!("| one more image: lock, open, commit | {} ms | |", started.elapsed().as_millis());
     }
     row("prebake images", prebake(&dir.path().join("root"), "images"));

@@ -7,12 +7,12 @@
 //!   blobs   <digest>                       → JSON of BlobRecord: a file verified at this size and mtime
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition, WriteTransaction};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,7 @@ const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 const FAILED: TableDefinition<'_, &str, ()> = TableDefinition::new("failed");
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
 const FILE: &str = "catalog.redb";
+const FILE_MODE: u32 = 0o644;
 /// Where a new catalog is made before it gets its name.
 const NEW_FILE: &str = "catalog.redb.new";
 /// redb's page cache, in bytes; its default is larger than all of prebake may be.
@@ -60,6 +61,9 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct ImageRecord {
     /// The image name, normalised.
     pub name: String,
+    /// When it was made, as its config has it (RFC 3339).
+    #[serde(default)]
+    pub created: Option<String>,
     /// Further names of it in Kubernetes' namespace: by digest, by config digest.
     pub aliases: Vec<String>,
     /// What the registry resolved the reference to: an index or a manifest.
@@ -122,6 +126,7 @@ impl Catalog {
 
     fn open_file(path: &Path) -> Result<Self> {
         let path = path.to_owned();
+        let error = |e| Error::Redb { path: path.clone(), source: Box::new(redb::Error::Io(e)) };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -130,13 +135,41 @@ impl Catalog {
             // A link could lead out of the root that is being baked.
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&path)
-            .map_err(|e| Error::Redb { path: path.clone(), source: Box::new(redb::Error::Io(e)) })?;
+            .map_err(error)?;
+        // Whatever the umask; somebody else's file is as it is.
+        let _ = file.set_permissions(Permissions::from_mode(FILE_MODE));
         let database = match redb::Builder::new().set_cache_size(CACHE).create_file(file) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(Error::Busy(path)),
             Err(error) => return Err(Error::Redb { path, source: Box::new(error.into()) }),
         };
         Ok(Self { database, path })
+    }
+
+    /// Writes the file anew, so that nothing shows in it but what it knows: not in which order that came, or how often. The
+    /// last thing to be done with a catalog: what it is told afterwards is lost.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn rewrite(&self) -> Result<()> {
+        let new = self.path.with_file_name(NEW_FILE);
+        let _ = std::fs::remove_file(&new);
+        let fresh = Self::open_file(&new)?;
+        let from = self.database.begin_read().map_err(|e| self.redb(e))?;
+        let to = fresh.database.begin_write().map_err(|e| fresh.redb(e))?;
+        for table in [IMAGES, BLOBS] {
+            let rows = from.open_table(table).map_err(|e| self.redb(e))?;
+            let mut table = to.open_table(table).map_err(|e| fresh.redb(e))?;
+            for row in rows.range::<&str>(..).map_err(|e| self.redb(e))? {
+                let (key, value) = row.map_err(|e| self.redb(e))?;
+                table.insert(key.value(), value.value()).map_err(|e| fresh.redb(e))?;
+            }
+        }
+        fresh.remember_in(&to, self.failed()?.iter().map(|image| (image, true)))?;
+        to.commit().map_err(|e| fresh.redb(e))?;
+        drop(fresh);
+        let error = |e| Error::Redb { path: self.path.clone(), source: Box::new(redb::Error::Io(e)) };
+        std::fs::rename(&new, &self.path).map_err(error)
     }
 
     /// Whether the file was this, and whole, when it was last verified.
@@ -173,14 +206,14 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Redb`].
-    pub fn failed(&self) -> Result<HashSet<(String, String)>> {
+    pub fn failed(&self) -> Result<BTreeSet<(String, String)>> {
         let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
         let table = match transaction.open_table(FAILED) {
             Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(HashSet::new()),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
             Err(error) => return Err(self.redb(error)),
         };
-        let mut all = HashSet::new();
+        let mut all = BTreeSet::new();
         for row in table.range::<&str>(..).map_err(|e| self.redb(e))? {
             let (key, _) = row.map_err(|e| self.redb(e))?;
             all.extend(key.value().split_once('\0').map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
@@ -194,20 +227,27 @@ impl Catalog {
     /// [`Error::Redb`].
     pub fn remember(&self, images: &[((String, String), bool)]) -> Result<()> {
         let known = self.failed()?;
-        let new: Vec<_> = images.iter().filter(|(image, failed)| known.contains(image) != *failed).collect();
-        if new.is_empty() {
+        let mut new = images.iter().filter(|(image, failed)| known.contains(image) != *failed).peekable();
+        if new.peek().is_none() {
             return Ok(());
         }
         let transaction = self.database.begin_write().map_err(|e| self.redb(e))?;
-        {
-            let mut table = transaction.open_table(FAILED).map_err(|e| self.redb(e))?;
-            for ((namespace, name), failed) in new {
-                let key = format!("{namespace}\0{name}");
-                let done = if *failed { table.insert(&*key, ()) } else { table.remove(&*key) };
-                done.map_err(|e| self.redb(e))?;
-            }
-        }
+        self.remember_in(&transaction, new.map(|(image, failed)| (image, *failed)))?;
         transaction.commit().map_err(|e| self.redb(e))
+    }
+
+    fn remember_in<'i>(
+        &self,
+        transaction: &WriteTransaction,
+        images: impl Iterator<Item = (&'i (String, String), bool)>,
+    ) -> Result<()> {
+        let mut table = transaction.open_table(FAILED).map_err(|e| self.redb(e))?;
+        for ((namespace, name), failed) in images {
+            let key = format!("{namespace}\0{name}");
+            let done = if failed { table.insert(&*key, ()) } else { table.remove(&*key) };
+            done.map_err(|e| self.redb(e))?;
+        }
+        Ok(())
     }
 
     /// What was fetched under a name.

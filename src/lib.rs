@@ -17,6 +17,7 @@ pub mod registry;
 pub mod root;
 pub mod snapshot;
 pub mod spec;
+pub mod times;
 pub mod trust;
 
 /// Chooses ring as the process's TLS provider. To be called once, before the first [`registry::Client`].

@@ -1,12 +1,13 @@
 //! The target root: a chroot, a mounted disk image, an empty folder. Paths are resolved as a process inside it would see
 //! them, so that a symlink to `/elsewhere` leads to `ROOT/elsewhere` and nothing is ever written outside.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 
 /// Where containerd keeps its state, inside a root.
 pub const CONTAINERD_ROOT: &str = "var/lib/containerd";
@@ -107,6 +108,21 @@ impl Root {
         rustix::fs::syncfs(File::open(dir).map_err(error)?).map_err(|errno| error(errno.into()))
     }
 
+    /// The directories from the root down to containerd's state, which comes last, and to prebake's own; those that exist.
+    ///
+    /// # Errors
+    /// [`RootError`] when that cannot be told.
+    pub fn ways(&self) -> Result<[Vec<PathBuf>; 2], RootError> {
+        let way = |to: &Path| {
+            let mut found = Vec::new();
+            for part in to.ancestors().collect::<Vec<_>>().into_iter().rev() {
+                found.extend(self.find(part)?);
+            }
+            Ok(found)
+        };
+        Ok([way(&self.containerd)?, way(Path::new(PREBAKE_STATE))?])
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -150,7 +166,10 @@ impl Root {
     /// Makes `inside` with every directory on the way; the last one gets `mode`.
     fn make(&self, inside: &Path, mode: u32) -> Result<PathBuf, RootError> {
         let error = |source| RootError { action: "making", path: self.path.join(inside), source };
-        fs::create_dir_all(&self.path).map_err(error)?;
+        if !self.path.is_dir() {
+            fs::create_dir_all(&self.path).map_err(error)?;
+            fs::set_permissions(&self.path, Permissions::from_mode(PLUGIN_MODE)).map_err(error)?;
+        }
         let root = File::open(&self.path).map_err(error)?;
         let parts: Vec<Component<'_>> = inside.components().filter(|c| matches!(c, Component::Normal(_))).collect();
         let mut done = PathBuf::new();
@@ -164,8 +183,10 @@ impl Root {
             let new = at.join(part);
             let mode = if i + 1 == parts.len() { mode } else { PLUGIN_MODE };
             match rustix::fs::mkdir(&new, Mode::from_raw_mode(mode)) {
+                // Whatever the umask.
+                Ok(()) => fs::set_permissions(&new, Permissions::from_mode(mode)).map_err(error)?,
                 // Another prebake, or a containerd, made it meanwhile.
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(rustix::io::Errno::EXIST) => {}
                 Err(errno) => return Err(error(errno.into())),
             }
             // Whatever will be renamed into it must not become durable before it.
@@ -175,6 +196,17 @@ impl Root {
         }
         Ok(at)
     }
+}
+
+/// Says of a file or directory that it was last changed at `time`, in seconds since 1970.
+///
+/// # Errors
+/// [`RootError`].
+pub fn date(path: &Path, time: i64) -> Result<(), RootError> {
+    let time = Timespec { tv_sec: time, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|errno| RootError::new("dating", path, errno.into()))
 }
 
 /// The real path of the directory `inside` a root; `None` when there is nothing.

@@ -21,6 +21,7 @@ use crate::layer;
 use crate::metadata::K8S_NAMESPACE;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
 use crate::registry::{self, Client, RawDocument, Room};
+use crate::times::Times;
 
 /// How often a blob or document is asked for when what comes is not what its digest names. Broken connections and servers
 /// are the registry client's own business.
@@ -110,8 +111,8 @@ impl Blobs {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for everything that is still being written; then the blobs that are in place.
-    pub(super) async fn settled(&self) -> Result<Vec<(Digest, Stat)>> {
+    /// Waits for everything that is still being written; then the blobs that are in place, which get their times.
+    pub(super) async fn settled(&self, times: &Times) -> Result<Vec<(Digest, Stat)>> {
         let slots: Vec<_> = {
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             slots.iter().map(|(digest, slot)| (digest.clone(), slot.clone())).collect()
@@ -119,7 +120,7 @@ impl Blobs {
         let mut in_place = Vec::new();
         for (digest, slot) in slots {
             if slot.lock.lock().await.is_some()
-                && let Some(stat) = self.store.stat(&digest)?
+                && let Some(stat) = self.store.date(&digest, times.part(&digest).timestamp())?
             {
                 in_place.push((digest, stat));
             }

@@ -11,6 +11,7 @@ use super::blobs::Coming;
 use super::each::{Images, Pace, each};
 use super::record::{Baked, Snapshots, record};
 use super::referrers::referring;
+use super::settle::Before;
 use super::unpack::{Source, Stack, Unpacker};
 use super::{Error, Failure, Listener, Outcome, Report, Result, Totals, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
@@ -18,6 +19,7 @@ use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
 use crate::oci::{Config, Descriptor, Digest, Document, MAX_DOCUMENT, Manifest, media_type};
 use crate::root::Root;
+use crate::times::Times;
 
 /// Images that are unpacked at a time; how many layers are is another matter.
 const PACE: Pace = Pace { at_once: 4, fail_fast: false };
@@ -32,6 +34,8 @@ pub struct UnpackRequest {
     pub namespace: String,
     /// Most bytes that a layer may unpack to.
     pub max_unpacked: u64,
+    /// When everything in the root was made, in seconds since 1970 (`SOURCE_DATE_EPOCH`); else the images tell.
+    pub epoch: Option<u32>,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
 }
@@ -56,15 +60,32 @@ pub async fn unpack(
         cancelled,
         details: Vec::new(),
     };
+    let before = Before::look(&request.root)?;
     let Some(mut meta) = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await? else {
         return Ok(report(Vec::new(), Totals::default(), true));
     };
     let store = Store::create(&request.root)?;
     let mut snapshots = Snapshots::open(&request.root, &mut meta)?;
     let images = images(&request, &store, &mut meta)?;
-    let unpacker = Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), request.max_unpacked));
+    let mut times = Times::new(request.epoch);
+    let with_stack = |(name, image): (String, Option<Result<ImageRecord, Failure>>)| {
+        let with_stack = |mut image: ImageRecord| {
+            let stack = stack(&store, &image).map_err(|error| Failure::new(&error))?.map(Arc::new);
+            image.created = image.created.or_else(|| stack.as_ref()?.created.clone());
+            let chains = stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
+            let parts = image.blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains);
+            times.add(image.created.as_deref(), parts);
+            Ok((image, stack))
+        };
+        (name, image.map(|image| image.and_then(with_stack)))
+    };
+    let images: Images<_> = images.into_iter().map(with_stack).collect();
+    let times = Arc::new(times);
+    let (dirs, of_unpacker) = (snapshots.dirs(), times.clone());
+    let unpacker = Unpacker::new(dirs, store.clone(), listener.clone(), request.max_unpacked, of_unpacker);
+    let unpacker = Arc::new(unpacker);
     let mut cancelled = false;
-    let one = async |image: ImageRecord| unpack_one(&request.namespace, &store, &snapshots, &unpacker, image).await;
+    let one = async |(image, stack)| unpack_one(&request.namespace, &store, &snapshots, &unpacker, image, stack).await;
     let images = each(images, PACE, &*listener, cancel, &mut cancelled, one).await;
     unpacker.settled().await;
     let totals = unpacker.add_totals(Totals::default());
@@ -72,7 +93,8 @@ pub async fn unpack(
         return Ok(report(images.into_iter().map(Outcome::of).collect(), totals, true));
     }
     let unpacked = Some((&mut snapshots, &*unpacker));
-    let images = record(&request.root, &store, &mut meta, images, unpacked, &*listener)?;
+    let images = record(&request.root, &store, &mut meta, images, unpacked, &times, &*listener)?;
+    before.settle(&request.root, times.latest())?;
     Ok(report(images, totals, false))
 }
 
@@ -82,8 +104,9 @@ async fn unpack_one(
     snapshots: &Snapshots,
     unpacker: &Arc<Unpacker>,
     mut image: ImageRecord,
+    stack: Option<Arc<Stack>>,
 ) -> Result<Baked> {
-    let Some(stack) = stack(store, &image)?.map(Arc::new) else { return Ok(Baked::fetched(namespace, image)) };
+    let Some(stack) = stack else { return Ok(Baked::fetched(namespace, image)) };
     let present = snapshots.present(namespace, &stack);
     if present.len() == stack.layers.len() {
         // Layers that were discarded are not missed.
@@ -149,8 +172,8 @@ fn image_of(store: &Store, row: &ImageRow) -> Result<ImageRecord> {
         }
     }
     let (name, target) = (row.name.clone(), row.target.clone());
-    let (aliases, names, labels, source) = (Vec::new(), Vec::new(), BTreeMap::new(), None);
-    Ok(ImageRecord { name, aliases, target, names, labels, pinned: false, blobs, source })
+    let (aliases, names, labels, source, created) = (Vec::new(), Vec::new(), BTreeMap::new(), None, None);
+    Ok(ImageRecord { name, created, aliases, target, names, labels, pinned: false, blobs, source })
 }
 
 /// The layers of an image, from its documents in the store; `None` when there is nothing to unpack.

@@ -21,6 +21,7 @@ use crate::metadata::labels;
 use crate::oci::{Config, Descriptor, Digest, Document, DocumentError, Manifest, Platform, Reference, media_type};
 use crate::snapshot::Present;
 use crate::spec::{Choice, LockedImage, Policy, Reason};
+use crate::times::Times;
 
 /// Indexes inside an index.
 const MAX_INDEX_DEPTH: usize = 4;
@@ -108,8 +109,8 @@ impl Fetcher {
     }
 
     /// Waits until nothing is being written any more, and remembers what was verified.
-    pub(super) async fn settled(&self) -> Result<()> {
-        let in_place = self.blobs.settled().await?;
+    pub(super) async fn settled(&self, times: &Times) -> Result<()> {
+        let in_place = self.blobs.settled(times).await?;
         Ok(self.blobs.catalog().map_or(Ok(()), |catalog| catalog.record("", &[], &in_place))?)
     }
 
@@ -142,7 +143,7 @@ impl Fetcher {
         image: Resolved,
         unpacking: Option<(&Arc<Unpacker>, Vec<Present>)>,
     ) -> Result<Baked> {
-        let Resolved { wanted, blobs, config, stack, choice: Choice { policy, pin, .. }, .. } = image;
+        let Resolved { wanted, blobs, config, stack, origin, choice: Choice { policy, pin, .. }, .. } = image;
         let Wanted { reference, namespace, names, labels, .. } = &*wanted;
         let target = blobs[0].descriptor.clone();
         let fetch = async {
@@ -180,7 +181,8 @@ impl Fetcher {
         let mut names: Vec<String> = names.iter().map(Reference::to_string).collect();
         names.retain(|other| *other != name);
         let labels = labels.clone();
-        let record = ImageRecord { name, aliases, target, names, labels, pinned: pin, blobs, source };
+        let created = origin.created;
+        let record = ImageRecord { name, created, aliases, target, names, labels, pinned: pin, blobs, source };
         self.blobs.listener.on(&Event::ImageFetched { image: &record.name, digest: &record.target.digest });
         let baked = Baked { stack: stack.filter(|_| policy != Policy::Fetch), ..Baked::fetched(namespace, record) };
         if policy == Policy::UnpackDiscard {

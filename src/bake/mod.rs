@@ -15,6 +15,7 @@ mod record;
 mod referrers;
 mod report;
 mod resolve;
+mod settle;
 mod unpack;
 
 use std::collections::{BTreeMap, HashSet};
@@ -35,6 +36,7 @@ pub use plan::{Estimate, Plan, Planned, plan};
 pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
 use record::{Baked, Snapshots, record};
 pub use report::{Detail, Recorder};
+use settle::Before;
 use unpack::{Stack, Unpacker};
 
 use crate::bolt::Lock;
@@ -47,6 +49,7 @@ use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::root::{Root, RootError};
 use crate::snapshot::Stored;
 use crate::spec::{LockedImage, Policy};
+use crate::times::Times;
 use crate::trust::PublicKey;
 use crate::{layer, registry, snapshot};
 
@@ -228,6 +231,8 @@ pub struct Request {
     pub fail_fast: bool,
     /// Whether only those images are baked that the root's catalog knows to have failed.
     pub retry_failed: bool,
+    /// When everything in the root was made, in seconds since 1970 (`SOURCE_DATE_EPOCH`); else the images tell.
+    pub epoch: Option<u32>,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
 }
@@ -362,6 +367,7 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let mut wanted = wanted(&request)?;
     let started = Instant::now();
     tokio::pin!(cancel);
+    let before = Before::look(&request.root)?;
     // Held to the end: no containerd starts on the root meanwhile.
     let locked = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await?;
     let Some(mut meta) = locked else {
@@ -405,8 +411,10 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let plan = ground.plan(policies, &mut meta, &mut images)?;
     plan.check(policies)?;
     let details = if request.detailed { details(plan, &images) } else { Vec::new() };
+    let times = Arc::new(times(request.epoch, &images));
     let unpacker = snapshots.as_ref().map(|snapshots| {
-        Arc::new(Unpacker::new(snapshots.dirs(), store.clone(), listener.clone(), policies.max_unpacked))
+        let (dirs, listener) = (snapshots.dirs(), listener.clone());
+        Arc::new(Unpacker::new(dirs, store.clone(), listener, policies.max_unpacked, times.clone()))
     });
     let complete = |image: Resolved| {
         let present = |(stack, all): (&Arc<Stack>, &Snapshots)| all.present(&image.wanted.namespace, stack);
@@ -417,11 +425,11 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     if let Some(unpacker) = &unpacker {
         unpacker.settled().await;
     }
-    fetcher.settled().await?;
+    fetcher.settled(&times).await?;
 
     let mut images = if request.bootstrap && !cancelled {
         let unpacked = snapshots.as_mut().zip(unpacker.as_deref());
-        record(&request.root, &store, &mut meta, images, unpacked, &*listener)?
+        record(&request.root, &store, &mut meta, images, unpacked, &times, &*listener)?
     } else {
         images.into_iter().map(Outcome::of).collect()
     };
@@ -430,8 +438,20 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     }
     let failed: Vec<_> = keys.into_iter().zip(images.iter().map(|image| image.failure.is_some())).collect();
     catalog.remember(&failed)?;
+    catalog.rewrite()?;
+    before.settle(&request.root, times.latest())?;
     let totals = unpacker.map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
     Ok(Report { images, totals, elapsed: started.elapsed(), cancelled, details })
+}
+
+fn times(epoch: Option<u32>, images: &Images<Resolved>) -> Times {
+    let mut times = Times::new(epoch);
+    for image in images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok()) {
+        let chains = image.stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
+        let parts = image.blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains);
+        times.add(image.origin.created.as_deref(), parts);
+    }
+    times
 }
 
 fn details(plan: Plan, images: &Images<Resolved>) -> Vec<Detail> {
@@ -473,24 +493,33 @@ async fn lock(
     }
 }
 
-/// Writes the records of everything in the catalog's namespace that is whole; the others fail one by one.
+/// Writes the records of everything in the catalog's namespace that is whole; the others fail one by one. `epoch` as in
+/// [`Request`].
 ///
 /// # Errors
 /// [`Error`] when the metadata could not be written.
 pub fn bootstrap(
     root: &Root,
     namespace: &str,
+    epoch: Option<u32>,
     listener: &dyn Listener,
     lock_timeout: Duration,
 ) -> Result<Vec<Outcome>, Error> {
     metadata::check_namespace(namespace)?;
     let tell = |holder: &str| listener.on(&Event::Waiting { holder });
     let wait = Wait { timeout: lock_timeout, tell: &tell, stop: &AtomicBool::new(false) };
+    let before = Before::look(root)?;
     let mut meta = MetaDb::lock(root, Lock::Exclusive, &wait)?;
     let Some(dir) = root.state_dir()? else { return Ok(Vec::new()) };
     let records = Catalog::open(&dir)?.images(namespace)?;
     let store = Store::open(root)?;
+    let mut times = Times::new(epoch);
+    for record in &records {
+        times.add(record.created.as_deref(), record.blobs.iter().map(|blob| &blob.descriptor.digest));
+    }
     let fetched =
         records.into_iter().map(|record| (record.name.clone(), Some(Ok(Baked::fetched(namespace, record))))).collect();
-    record(root, &store, &mut meta, fetched, None, listener)
+    let outcomes = record(root, &store, &mut meta, fetched, None, &times, listener)?;
+    before.settle(root, times.latest())?;
+    Ok(outcomes)
 }

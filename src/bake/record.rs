@@ -14,6 +14,7 @@ use crate::oci::Digest;
 use crate::parallel;
 use crate::root::Root;
 use crate::snapshot::{self, Dirs, New, OVERLAYFS, Overlay, Present, Stored};
+use crate::times::Times;
 
 /// How far apart the numbers in the names of two snapshots are: containerd takes one to prepare a layer, and one to commit
 /// it.
@@ -108,7 +109,13 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`Error::Snapshot`]; then nothing is.
-    fn publish(&mut self, stacks: &[(String, &Stack)], unpacker: &Unpacker, root: &Root) -> Result<Vec<Unpacked>> {
+    fn publish(
+        &mut self,
+        stacks: &[(String, &Stack)],
+        unpacker: &Unpacker,
+        times: &Times,
+        root: &Root,
+    ) -> Result<Vec<Unpacked>> {
         let mut names: HashMap<(&str, Digest), (String, u64)> = HashMap::new();
         let mut new = Vec::new();
         let mut unpacked = Vec::new();
@@ -128,7 +135,8 @@ impl Snapshots {
                     let (staged, usage) = unpacker.take(namespace, &layer.chain).ok_or(Error::Task)?;
                     *sequence += NUMBERS;
                     let name = format!("{namespace}/{sequence}/{}", layer.chain);
-                    new.push(New { name: name.clone(), parent: below, staged, usage, labels: labels.clone() });
+                    let (created, labels) = (times.part(&layer.chain), labels.clone());
+                    new.push(New { name: name.clone(), parent: below, staged, usage, labels, created });
                     (name, *sequence)
                 };
                 names.insert((namespace, layer.chain.clone()), (name.clone(), number));
@@ -164,6 +172,7 @@ pub(super) fn record(
     meta: &mut MetaDb,
     images: Images<Baked>,
     snapshots: Option<(&mut Snapshots, &Unpacker)>,
+    times: &Times,
     listener: &dyn Listener,
 ) -> Result<Vec<Outcome>> {
     let mut ready = Vec::new();
@@ -193,14 +202,14 @@ pub(super) fn record(
             .zip(&stacks)
             .filter_map(|(ready, stack)| Some((ready.namespace().to_owned(), &**stack.as_ref()?)))
             .collect();
-        let mut unpacked = snapshots.publish(&with_stack, unpacker, root)?.into_iter();
+        let mut unpacked = snapshots.publish(&with_stack, unpacker, times, root)?.into_iter();
         for (image, _) in ready.iter_mut().zip(&stacks).filter(|(_, stack)| stack.is_some()) {
             image.unpacked = unpacked.next();
         }
     } else {
         root.sync()?;
     }
-    let changed = offline::bootstrap(meta, &ready)?;
+    let changed = offline::bootstrap(meta, &ready, times)?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for ready in &ready {
         *counts.entry(ready.namespace()).or_default() += 1;

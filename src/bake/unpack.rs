@@ -23,6 +23,7 @@ use crate::metadata::Labels;
 use crate::oci::{Config, Descriptor, Digest, Hasher, Manifest, Reference, chain_ids, media_type};
 use crate::snapshot::{Dirs, Present, Staged};
 use crate::spec::LockedPlatform;
+use crate::times::Times;
 
 /// Layers that are unpacked at a time, for each core: while one waits for the disk or the network, another goes on.
 const PER_CORE: usize = 2;
@@ -35,6 +36,8 @@ const INHERITED: &str = "containerd.io/snapshot/";
 pub(super) struct Stack {
     /// The image's config, which names the snapshots.
     pub(super) config: Digest,
+    /// When the image was made, as its config has it.
+    pub(super) created: Option<String>,
     pub(super) layers: Vec<Layer>,
 }
 
@@ -60,7 +63,8 @@ impl Stack {
         if layers.len() != diff_ids.len() {
             return Err(Error::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
         }
-        Ok(Self::of(&manifest.config.digest, layers.into_iter(), diff_ids))
+        let stack = Self::of(&manifest.config.digest, layers.into_iter(), diff_ids);
+        Ok(stack.map(|stack| Self { created: config.created.clone(), ..stack }))
     }
 
     /// As far as a lock tells.
@@ -82,7 +86,7 @@ impl Stack {
                 .collect(),
         };
         let layers: Vec<Layer> = layers.zip(diff_ids).zip(chain_ids(diff_ids)).map(layer).collect();
-        (!layers.is_empty()).then(|| Self { config: config.clone(), layers })
+        (!layers.is_empty()).then(|| Self { config: config.clone(), created: None, layers })
     }
 
     pub(super) fn chain(&self) -> Vec<Digest> {
@@ -172,6 +176,7 @@ pub(super) struct Unpacker {
     listener: Arc<dyn Listener>,
     /// Most bytes of a layer.
     limit: u64,
+    times: Arc<Times>,
     buffers: Arc<Buffers>,
     permits: Arc<Semaphore>,
     /// By namespace and chain.
@@ -181,7 +186,7 @@ pub(super) struct Unpacker {
 }
 
 impl Unpacker {
-    pub(super) fn new(dirs: Dirs, store: Store, listener: Arc<dyn Listener>, limit: u64) -> Self {
+    pub(super) fn new(dirs: Dirs, store: Store, listener: Arc<dyn Listener>, limit: u64, times: Arc<Times>) -> Self {
         allow_open_files();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = Arc::new(Semaphore::new((cores * PER_CORE).min(MAX_AT_ONCE)));
@@ -190,6 +195,7 @@ impl Unpacker {
             store,
             listener,
             limit,
+            times,
             buffers: Buffers::new(),
             permits,
             slots: Mutex::default(),
@@ -400,6 +406,7 @@ impl Work {
             media_type: &layer.descriptor.media_type,
             diff_id: &layer.diff_id,
             limit: self.unpacker.limit,
+            time: self.unpacker.times.part(&layer.chain).timestamp(),
             buffers: &self.unpacker.buffers,
             stop: &|| *self.stop.borrow(),
         };

@@ -1,10 +1,10 @@
 //! The one I/O seam of a database: a file, or memory.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,14 +62,17 @@ impl FileStorage {
         Self::lock(file, lock)
     }
 
-    /// Makes a new, empty file, locked for writing; `mode` is what the umask leaves of it.
+    /// Makes a new, empty file with this mode, locked for writing.
     ///
     /// # Errors
     /// As [`FileStorage::open`]; also when the file exists.
     pub fn create(path: &Path, mode: u32) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
-        Self::lock(options.open(path).map_err(Error::io("creating"))?, Lock::Exclusive)
+        let file = options.open(path).map_err(Error::io("creating"))?;
+        // Whatever the umask.
+        file.set_permissions(Permissions::from_mode(mode)).map_err(Error::io("creating"))?;
+        Self::lock(file, Lock::Exclusive)
     }
 
     /// The file by its descriptor: still this file when its name leads elsewhere.

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, Utc};
-
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::content::{self, Store};
 use crate::metadata::{
@@ -11,6 +9,7 @@ use crate::metadata::{
 };
 use crate::oci::Digest;
 use crate::snapshot::OVERLAYFS;
+use crate::times::Times;
 
 /// Why an image did not get its records.
 #[derive(Debug, thiserror::Error)]
@@ -88,11 +87,11 @@ pub fn ready(store: &Store, namespace: &str, image: ImageRecord) -> Result<Ready
     Ok(Ready { namespace: namespace.to_owned(), image, unpacked: None })
 }
 
-/// Writes the records of images, all in one commit; `false` when they were all there.
+/// Writes the records of images, made at these times, all in one commit; `false` when they were all there.
 ///
 /// # Errors
 /// [`Error::Metadata`].
-pub fn bootstrap(meta: &mut MetaDb, images: &[Ready]) -> Result<bool, Error> {
+pub fn bootstrap(meta: &mut MetaDb, images: &[Ready], times: &Times) -> Result<bool, Error> {
     if images.is_empty() {
         return Ok(false);
     }
@@ -100,17 +99,16 @@ pub fn bootstrap(meta: &mut MetaDb, images: &[Ready]) -> Result<bool, Error> {
     for ready in images {
         namespaces.entry(&ready.namespace).or_default().push(ready);
     }
-    let now = Utc::now();
     let changed = meta.write(|tx| {
         for (namespace, images) in &namespaces {
-            put(tx, namespace, images, now)?;
+            put(tx, namespace, images, times)?;
         }
         Ok(())
     })?;
     Ok(changed)
 }
 
-fn put(tx: &mut Tx<'_>, namespace: &str, images: &[&Ready], now: DateTime<Utc>) -> metadata::Result<()> {
+fn put(tx: &mut Tx<'_>, namespace: &str, images: &[&Ready], times: &Times) -> metadata::Result<()> {
     let mut by_unpacking: HashMap<&Digest, Vec<(String, String)>> = HashMap::new();
     for Unpacked { config, layers } in images.iter().flat_map(|ready| &ready.unpacked) {
         for layer in layers {
@@ -134,14 +132,15 @@ fn put(tx: &mut Tx<'_>, namespace: &str, images: &[&Ready], now: DateTime<Utc>) 
             labels: &labels,
             source: image.source.as_ref().map(|(host, repository)| (host.as_str(), repository.as_str())),
         };
-        put_blob(tx, namespace, &record, now)?;
+        put_blob(tx, namespace, &record, times.part(digest))?;
     }
     // Images that share a config share a record, which the last of them gets, as with CRI; it is written once.
     let by_name: BTreeMap<&str, &ImageRecord> =
         images.iter().flat_map(|Ready { image, .. }| names(namespace, image).map(move |name| (name, image))).collect();
     for (name, image) in by_name {
         let labels = image_labels(namespace, image);
-        put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, now)?;
+        let created = times.image(image.created.as_deref());
+        put_image(tx, namespace, &Image { name, target: &image.target, labels: &labels }, created)?;
     }
     for Unpacked { layers, .. } in images.iter().flat_map(|ready| &ready.unpacked) {
         let mut parent = String::new();
@@ -149,7 +148,7 @@ fn put(tx: &mut Tx<'_>, namespace: &str, images: &[&Ready], now: DateTime<Utc>) 
             let key = chain.to_string();
             let (namespace, snapshotter) = (namespace.to_owned(), OVERLAYFS.to_owned());
             let snapshot = Snapshot { namespace, snapshotter, key: key.clone(), parent, name: name.clone() };
-            put_snapshot(tx, &snapshot, *number, labels, now)?;
+            put_snapshot(tx, &snapshot, *number, labels, times.part(chain))?;
             parent = key;
         }
     }

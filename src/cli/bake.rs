@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs};
 use super::wanted::{Asked, WantedArgs};
-use super::{Failed, exit_code_of, metrics, progress};
+use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
 
 /// Blobs under way at a time, at most.
 const MAX_CONCURRENCY: u8 = 32;
@@ -93,6 +93,8 @@ pub(super) struct FetchArgs {
     /// Refuse when the root's blobs and snapshots would take more than this
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_store: Option<u64>,
+    #[command(flatten)]
+    times: TimesArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -245,6 +247,7 @@ impl FetchArgs {
             detailed: !self.report.is_empty(),
             fail_fast: self.fail_fast,
             retry_failed: self.retry_failed,
+            epoch: self.times.source_date_epoch,
         })
     }
 }

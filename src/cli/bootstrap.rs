@@ -6,7 +6,7 @@ use prebake::metadata::K8S_NAMESPACE;
 use serde_json::json;
 
 use super::output::{self, OutputArgs};
-use super::{Failed, RootArgs, exit_code_of, progress, wanted};
+use super::{Failed, RootArgs, TimesArgs, exit_code_of, progress, wanted};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,14 +22,16 @@ pub(super) struct BootstrapArgs {
     #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = wanted::namespace)]
     namespace: String,
     #[command(flatten)]
+    times: TimesArgs,
+    #[command(flatten)]
     pub(super) output: OutputArgs,
 }
 
 pub(super) fn run(args: &BootstrapArgs) -> Result<u8, Failed> {
     let listener = progress::listener(args.output);
     let root = args.root.existing()?;
-    let outcomes =
-        prebake::bake::bootstrap(&root, &args.namespace, &*listener, args.root.lock_timeout()).map_err(Failed::new)?;
+    let (epoch, timeout) = (args.times.source_date_epoch, args.root.lock_timeout());
+    let outcomes = prebake::bake::bootstrap(&root, &args.namespace, epoch, &*listener, timeout).map_err(Failed::new)?;
     drop(listener);
     if args.output.json {
         let line = |outcome: &Outcome| {

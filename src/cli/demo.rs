@@ -66,6 +66,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         detailed: false,
         fail_fast: false,
         retry_failed: false,
+        epoch: None,
         policies: Policies { default: if unpacks { Policy::Unpack } else { Policy::Fetch }, ..Policies::default() },
     };
     let (report, signal) = bake::go(request, progress::listener(output))?;

@@ -7,7 +7,7 @@ use prebake::oci::Reference;
 
 use super::bake::{self, LimitArgs};
 use super::output::{self, OutputArgs};
-use super::{Failed, RootArgs, progress, wanted};
+use super::{Failed, RootArgs, TimesArgs, progress, wanted};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,6 +28,8 @@ pub(super) struct UnpackArgs {
     #[command(flatten)]
     limit: LimitArgs,
     #[command(flatten)]
+    times: TimesArgs,
+    #[command(flatten)]
     pub(super) output: OutputArgs,
 }
 
@@ -38,6 +40,7 @@ pub(super) fn run(args: &UnpackArgs) -> Result<u8, Failed> {
         names: args.references.iter().map(Reference::to_string).collect(),
         namespace: args.namespace.clone(),
         max_unpacked: args.limit.max_unpacked,
+        epoch: args.times.source_date_epoch,
         lock_timeout: args.root.lock_timeout(),
     };
     let work = async |cancel| unpack(request, progress::listener(output), cancel).await;

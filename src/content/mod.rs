@@ -23,7 +23,7 @@ pub use ingest::{Ingest, Started, VerifiedBlob};
 pub use walk::{Walk, WalkError, walk};
 
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::root::{Root, RootError};
+use crate::root::{self, Root, RootError};
 
 /// The plugin's directory in containerd's state.
 const PLUGIN: &str = "io.containerd.content.v1.content";
@@ -162,6 +162,20 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("opening", &path)(e)),
         }
+    }
+
+    /// Says of a blob that it was made at `time`, in seconds since 1970, unless it is older; what it is like then.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn date(&self, digest: &Digest, time: i64) -> Result<Option<Stat>> {
+        let stat = self.stat(digest)?;
+        if stat.is_none_or(|stat| stat.mtime <= time.saturating_mul(1_000_000_000)) {
+            return Ok(stat);
+        }
+        let path = self.existing(digest)?;
+        root::date(&path, time)?;
+        self.stat(digest)
     }
 
     /// The bytes of a blob that is known to be small.

@@ -40,12 +40,19 @@ pub enum Onto<'a> {
     Layers(&'a Lowers<'a>),
 }
 
-/// Applies all entries of an archive to a directory. At most `limit` bytes of contents are written.
+/// Applies all entries of an archive to a directory. At most `limit` bytes of contents are written. What no entry has a time
+/// for gets `time`, in seconds since 1970.
 ///
 /// # Errors
 /// [`Error`]; the directory is then to be thrown away.
-pub(super) fn apply<R: BufRead>(reader: &mut Reader<R>, dir: OwnedFd, onto: &Onto<'_>, limit: u64) -> Result<()> {
-    let mut applier = Applier::new(Tree::new(dir), onto, limit);
+pub(super) fn apply<R: BufRead>(
+    reader: &mut Reader<R>,
+    dir: OwnedFd,
+    onto: &Onto<'_>,
+    limit: u64,
+    time: i64,
+) -> Result<()> {
+    let mut applier = Applier::new(Tree::new(dir), onto, limit, time);
     while let Some(entry) = reader.next_entry()? {
         applier.entry(&entry, reader)?;
     }
@@ -70,6 +77,10 @@ struct Applier<'a> {
     open: HashMap<Vec<u8>, Rc<Dir>>,
     last: Option<(Vec<u8>, Rc<Dir>)>,
     times: DirTimes,
+    /// Those of directories that no entry makes.
+    implied: DirTimes,
+    /// The time of what no entry has one for.
+    time: Timestamps,
     /// Hashes of the paths that entries made; what an opaque directory of the lowest layer keeps.
     made: HashSet<u64>,
     hasher: RandomState,
@@ -83,7 +94,8 @@ struct Applier<'a> {
 }
 
 impl<'a> Applier<'a> {
-    fn new(tree: Tree, onto: &'a Onto<'a>, limit: u64) -> Self {
+    fn new(tree: Tree, onto: &'a Onto<'a>, limit: u64, time: i64) -> Self {
+        let time = Timespec { tv_sec: time, tv_nsec: 0 };
         Self {
             tree,
             onto,
@@ -91,6 +103,8 @@ impl<'a> Applier<'a> {
             open: HashMap::new(),
             last: None,
             times: DirTimes::default(),
+            implied: DirTimes::default(),
+            time: Timestamps { last_access: time, last_modification: time },
             made: HashSet::new(),
             hasher: RandomState::new(),
             removed: false,
@@ -196,6 +210,7 @@ impl<'a> Applier<'a> {
             // Whatever the umask, and the directory it is in.
             rustix::fs::chmodat(&fd, name, Mode::from_raw_mode(IMPLIED_MODE), AtFlags::empty())?;
             self.copy_from_lower(path, fd.as_fd(), name)?;
+            self.implied.push(path, &self.time);
             fd = self.tree.open_dir(path)?;
         }
         Ok(fd)
@@ -245,7 +260,9 @@ impl<'a> Applier<'a> {
             Onto::Layers(_) => {
                 let mode = Mode::empty();
                 rustix::fs::mknodat(&dir.fd, original, FileType::CharacterDevice, mode, 0).map_err(error)?;
-                self.own(entry, &Place { dir, name: original }, true).map_err(error)
+                let place = Place { dir, name: original };
+                self.own(entry, &place, true).map_err(error)?;
+                place.set_times(&self.time).map_err(error)
             }
         }
     }
@@ -365,7 +382,7 @@ impl<'a> Applier<'a> {
         self.replacing(place, || rustix::fs::symlinkat(entry.link.as_slice(), &place.dir.fd, place.name))?;
         self.own(entry, place, true)?;
         place.set_xattrs(entry)?;
-        Ok(place.set_times(entry)?)
+        Ok(place.set_times(&times(entry))?)
     }
 
     fn node(&mut self, entry: &Entry, place: &Place<'_>) -> io::Result<()> {
@@ -380,7 +397,7 @@ impl<'a> Applier<'a> {
         self.own(entry, place, true)?;
         place.set_xattrs(entry)?;
         rustix::fs::chmodat(&place.dir.fd, place.name, mode(entry), AtFlags::empty())?;
-        Ok(place.set_times(entry)?)
+        Ok(place.set_times(&times(entry))?)
     }
 
     /// Another name for what the layer has; what the entry says of it is then true of both names.
@@ -404,7 +421,7 @@ impl<'a> Applier<'a> {
         if file_type(&stat) != FileType::Symlink {
             rustix::fs::chmodat(&place.dir.fd, place.name, mode(entry), AtFlags::empty())?;
         }
-        Ok(place.set_times(entry)?)
+        Ok(place.set_times(&times(entry))?)
     }
 
     fn needs_owner(&self, entry: &Entry, place: &Place<'_>, new: bool) -> bool {
@@ -423,6 +440,15 @@ impl<'a> Applier<'a> {
 
     /// Last, because whatever is made in a directory changes its time.
     fn directory_times(&mut self) -> Result<()> {
+        for (path, times) in std::mem::take(&mut self.implied).iter() {
+            match self.tree.open_dir(&path) {
+                Ok(fd) => rustix::fs::utimensat(fd, ".", &times, AtFlags::empty())?,
+                // It was removed, or something took its place.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        rustix::fs::utimensat(&self.tree, ".", &self.time, AtFlags::empty())?;
         let times = std::mem::take(&mut self.times);
         for (path, times) in times.iter() {
             let set = |applier: &mut Self| -> Result<()> {
@@ -461,8 +487,8 @@ impl Place<'_> {
         join(&self.dir.path, self.name)
     }
 
-    fn set_times(&self, entry: &Entry) -> Result<(), Errno> {
-        rustix::fs::utimensat(&self.dir.fd, self.name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)
+    fn set_times(&self, times: &Timestamps) -> Result<(), Errno> {
+        rustix::fs::utimensat(&self.dir.fd, self.name, times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// For what cannot be opened.

@@ -32,6 +32,8 @@ pub struct Job<'a> {
     pub diff_id: &'a Digest,
     /// Most bytes of its archive, and of the files in it.
     pub limit: u64,
+    /// When whatever it has no time for was made, in seconds since 1970: its root, directories that no entry makes, whiteouts.
+    pub time: i64,
     /// Where decompressed bytes go on their way.
     pub buffers: &'a Arc<Buffers>,
     /// Whether nobody wants it any more.
@@ -64,7 +66,7 @@ pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto
         thread::Builder::new().name("decompress".into()).spawn_scoped(scope, decode)?;
         let hasher = thread::Builder::new().name("hash".into()).spawn_scoped(scope, hash)?;
         let mut blocks = Blocks { received, block: None, at: 0, failure: None };
-        let applied = whole(&mut blocks, dir, onto, job.limit);
+        let applied = whole(&mut blocks, dir, onto, job);
         if let Some(error) = blocks.failure.take() {
             return Err(error);
         }
@@ -76,8 +78,8 @@ pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto
 }
 
 /// Applies the archive, and reads what is behind it, which counts as well.
-fn whole(blocks: &mut Blocks, dir: OwnedFd, onto: &Onto<'_>, limit: u64) -> Result<()> {
-    apply(&mut Reader::new(&mut *blocks), dir, onto, limit)?;
+fn whole(blocks: &mut Blocks, dir: OwnedFd, onto: &Onto<'_>, job: &Job<'_>) -> Result<()> {
+    apply(&mut Reader::new(&mut *blocks), dir, onto, job.limit, job.time)?;
     loop {
         match blocks.fill_buf()?.len() {
             0 => return Ok(()),

@@ -1,4 +1,5 @@
-//! What a directory takes on its disk, as containerd counts it at commit (`continuity/fs.DiskUsage`).
+//! What a directory takes on a disk, by what is in it and in blocks of 4 KiB: close to what containerd asks the disk for at
+//! commit (`continuity/fs.DiskUsage`), and the same on every file system and at every moment, which the disk's answer is not.
 
 use std::collections::HashSet;
 use std::io;
@@ -8,8 +9,13 @@ use rustix::fs::{AtFlags, Dir, FileType};
 
 use super::tree::{file_type, join, open_to_list};
 
-/// Bytes of a block as `stat` counts them.
-const BLOCK: u64 = 512;
+/// Bytes of a block of nearly every file system.
+const BLOCK: u64 = 4096;
+/// The longest symbolic link that needs no block, in bytes (ext4's `i_block`).
+const SHORT_LINK: u64 = 59;
+/// What an entry of a directory takes besides its name, and what that is rounded to, in bytes (ext4's `ext4_dir_entry_2`).
+const ENTRY: u64 = 8;
+const ENTRY_ALIGN: u64 = 4;
 
 /// What a directory takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,30 +32,40 @@ pub struct Usage {
 /// The system's.
 pub fn usage(dir: &OwnedFd) -> io::Result<Usage> {
     let mut total = Usage::default();
-    let mut add = |blocks: i64| {
+    let mut add = |bytes: u64| {
         total.inodes += 1;
-        total.bytes += u64::try_from(blocks).unwrap_or(0) * BLOCK;
+        total.bytes += bytes.next_multiple_of(BLOCK);
     };
-    add(rustix::fs::fstat(dir)?.st_blocks);
     let mut linked = HashSet::new();
     // Paths, because a deep tree would take as many open directories.
     let mut todo: Vec<Vec<u8>> = vec![Vec::new()];
     while let Some(path) = todo.pop() {
         let open = open_to_list(dir.as_fd(), if path.is_empty() { b"." } else { &path })?;
+        let mut entries = 0;
         for entry in Dir::read_from(&open)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
+            entries += ENTRY + (name.len() as u64).next_multiple_of(ENTRY_ALIGN);
             if matches!(name, b"." | b"..") {
                 continue;
             }
             let stat = rustix::fs::statat(&open, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if file_type(&stat) == FileType::Directory {
+            let kind = file_type(&stat);
+            if kind == FileType::Directory {
                 todo.push(join(&path, name));
-            } else if stat.st_nlink > 1 && !linked.insert((stat.st_dev, stat.st_ino)) {
                 continue;
             }
-            add(stat.st_blocks);
+            if stat.st_nlink > 1 && !linked.insert((stat.st_dev, stat.st_ino)) {
+                continue;
+            }
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            add(match kind {
+                FileType::RegularFile => size,
+                FileType::Symlink if size > SHORT_LINK => size,
+                _ => 0,
+            });
         }
+        add(entries);
     }
     Ok(total)
 }

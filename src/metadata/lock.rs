@@ -1,8 +1,8 @@
 //! Who may use a root: one prebake that writes, or several that read; and no containerd.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use crate::root::Root;
 
 /// prebake's own lock, in its own directory: whoever waits for it waits for a prebake.
 const FILE: &str = "lock";
+const FILE_MODE: u32 = 0o644;
 /// How often a lock that is taken is tried again; bbolt does it as often.
 const RETRY: Duration = Duration::from_millis(50);
 /// How often a lock is tried again whose holder the kernel does not name.
@@ -78,6 +79,10 @@ impl<'a> Waiting<'a> {
             Err(e) if !write && e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Io { path, source }),
         };
+        if write {
+            // Whatever the umask; somebody else's file is as it is.
+            let _ = file.set_permissions(Permissions::from_mode(FILE_MODE));
+        }
         loop {
             let locked = if write { file.try_lock() } else { file.try_lock_shared() };
             match locked {

@@ -188,6 +188,8 @@ pub struct Committed {
     pub size: u64,
     /// Its labels.
     pub labels: Labels,
+    /// When it was made.
+    pub created: DateTime<Utc>,
 }
 
 /// A snapshotter's `metadata.db`, locked to be written.
@@ -232,7 +234,7 @@ impl SnapshotterDb {
     ///
     /// # Errors
     /// [`Error::Bolt`].
-    pub fn write(&mut self, sequence: u64, snapshots: &[Committed], now: DateTime<Utc>) -> Result<()> {
+    pub fn write(&mut self, sequence: u64, snapshots: &[Committed]) -> Result<()> {
         let written = self.db.begin().and_then(|mut tx| {
             for bucket in [SNAPSHOTS, PARENTS] {
                 // containerd crashes over a database with the one and not the other.
@@ -241,7 +243,7 @@ impl SnapshotterDb {
                 }
             }
             for snapshot in snapshots {
-                put(&mut tx, snapshot, now)?;
+                put(&mut tx, snapshot)?;
             }
             tx.set_sequence(&[V1, SNAPSHOTS], sequence)?;
             tx.commit()
@@ -250,13 +252,13 @@ impl SnapshotterDb {
     }
 }
 
-fn put(tx: &mut Tx<'_>, snapshot: &Committed, now: DateTime<Utc>) -> Result<(), bolt::Error> {
+fn put(tx: &mut Tx<'_>, snapshot: &Committed) -> Result<(), bolt::Error> {
     let path = [V1, SNAPSHOTS, snapshot.name.as_bytes()];
     let signed = |n: u64| codec::varint(i64::try_from(n).unwrap_or(i64::MAX));
     tx.put(&path, b"id", &codec::uvarint(snapshot.id))?;
     tx.put(&path, b"kind", &[KIND_COMMITTED])?;
-    tx.put(&path, b"createdat", &codec::time(now))?;
-    tx.put(&path, b"updatedat", &codec::time(now))?;
+    tx.put(&path, b"createdat", &codec::time(snapshot.created))?;
+    tx.put(&path, b"updatedat", &codec::time(snapshot.created))?;
     tx.put(&path, b"inodes", &signed(snapshot.inodes))?;
     tx.put(&path, b"size", &signed(snapshot.size))?;
     if let Some((name, id)) = &snapshot.parent {

@@ -20,13 +20,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 pub use fitness::Unfit;
 
 use crate::layer::{self, Usage};
 use crate::metadata::{self, Committed, KIND_COMMITTED, Labels, SnapshotterDb, SnapshotterRecords};
 use crate::oci::Digest;
-use crate::root::{Root, RootError};
+use crate::root::{self, Root, RootError};
 
 /// The snapshotter's name in containerd's records.
 pub const OVERLAYFS: &str = "overlayfs";
@@ -150,6 +150,8 @@ pub struct New {
     pub usage: Usage,
     /// Its labels.
     pub labels: Labels,
+    /// When it was made, as its directories and its record say.
+    pub created: DateTime<Utc>,
 }
 
 /// Whether snapshots can be made in a root; says what is missing, and what for.
@@ -303,27 +305,30 @@ impl Overlay {
         }
         sync()?;
         let sequence = first + new.len() as u64 - 1;
-        self.db.write(sequence, &[], Utc::now())?;
+        self.db.write(sequence, &[])?;
         self.stored.records.sequence = Some(sequence);
         let mut renamed = Vec::new();
         let mut committed = Vec::new();
-        for New { name, parent, mut staged, usage, labels } in new {
+        for New { name, parent, mut staged, usage, labels, created } in new {
             let id = ids[&name];
             let path = self.stored.dirs.0.join(id.to_string());
             fs::rename(&staged.path, &path).map_err(io("naming", &path))?;
             // Removed like any staged layer when what follows fails.
             staged.path = path;
-            renamed.push(staged);
+            renamed.push((staged, created));
             let id_of = |name: &String| ids.get(name).copied().or_else(|| self.stored.records.snapshots.get(name)?.id);
             let parent = parent.and_then(|name| id_of(&name).map(|id| (name, id)));
-            committed.push(Committed { name, id, parent, inodes: usage.inodes, size: usage.bytes, labels });
+            committed.push(Committed { name, id, parent, inodes: usage.inodes, size: usage.bytes, labels, created });
         }
         let sync_dirs = || File::open(&self.stored.dirs.0)?.sync_all();
         sync_dirs().map_err(io("syncing", &self.stored.dirs.0))?;
-        self.db.write(sequence, &committed, Utc::now())?;
-        for staged in renamed {
+        self.db.write(sequence, &committed)?;
+        for (staged, created) in renamed {
             // One that stays does no harm, and the next run removes it.
             let _ = fs::remove_file(staged.path.join(MARK));
+            for dir in [staged.path.join(WORK), staged.path.clone()] {
+                root::date(&dir, created.timestamp())?;
+            }
             staged.keep();
         }
         self.stored = Stored::new(self.stored.dirs.clone(), self.db.records()?);

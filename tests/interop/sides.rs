@@ -12,7 +12,7 @@ use crate::snapshots::Snapshots;
 use crate::stack::Image;
 use crate::support::prebake::{containerd_root, prebake};
 use crate::support::registry::TestRegistry;
-use crate::tree::{self, Now};
+use crate::tree::{self, EPOCH, Now};
 
 pub enum Side {
     Containerd(Containerd, PathBuf),
@@ -40,7 +40,7 @@ impl Side {
         match self {
             Self::Containerd(daemon, _) => cri::pull_image(&daemon.socket(), reference),
             Self::Prebake(root) => {
-                let run = prebake(root, &format!("bake --unpack {reference}"));
+                let run = prebake(root, &format!("bake --unpack --source-date-epoch {EPOCH} {reference}"));
                 // What it documents for images it cannot use; all else is a fault of its own.
                 assert!([0, 1, 2, 6].contains(&run.code), "{reference}: {run:?}");
                 if run.code == 0 { Ok(()) } else { Err(run.stderr) }

@@ -19,10 +19,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("registry", &["oci"]),
         ("trust", &["oci"]),
         ("spec", &["oci"]),
+        ("times", &["oci"]),
         ("metadata", &["bolt", "oci", "root"]),
         ("catalog", &["content", "oci"]),
         ("snapshot", &["layer", "metadata", "oci", "root"]),
-        ("bootstrap", &["catalog", "content", "metadata", "oci", "snapshot"]),
+        ("bootstrap", &["catalog", "content", "metadata", "oci", "snapshot", "times"]),
         (
             "bake",
             &[
@@ -39,6 +40,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "root",
                 "snapshot",
                 "spec",
+                "times",
                 "trust",
             ],
         ),
@@ -90,7 +92,7 @@ const FENCES: [(&str, &[&str]); 20] = [
     ("httpdate", &["registry"]),
     ("ring", &["trust"]),
     ("sha2", &["oci"]),
-    ("chrono", &["metadata", "content", "bake", "bootstrap", "care", "snapshot"]),
+    ("chrono", &["metadata", "content", "bake", "care", "snapshot", "times"]),
 ];
 
 /// Direct dependencies; a new one is a decision.

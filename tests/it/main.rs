@@ -24,6 +24,7 @@ mod oddities;
 mod parsers;
 mod proxy;
 mod referrers;
+mod reproducible;
 mod soak;
 mod spec;
 mod transfer;

@@ -203,7 +203,7 @@ fn what_containerd_would_refuse_is_never_written() {
         bake.args(["bake", "localhost:1/a", "--root"]).arg(root.path()).args(["--namespace", namespace]);
         assert_eq!(bake.output().unwrap().status.code(), Some(2), "{namespace:?}");
         let at = Root::new(root.path(), CONTAINERD_ROOT);
-        let error = prebake::bake::bootstrap(&at, namespace, &(), Duration::ZERO).unwrap_err();
+        let error = prebake::bake::bootstrap(&at, namespace, None, &(), Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("bad namespace"), "{error}");
     }
     let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };

@@ -12,7 +12,9 @@ use super::bolt_script::unhex;
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prebake"));
     command.env("DOCKER_CONFIG", "/nonexistent").env("HOME", "/nonexistent");
-    for name in ["REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "HTTP_PROXY", "http_proxy"] {
+    for name in
+        ["REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "HTTP_PROXY", "http_proxy", "SOURCE_DATE_EPOCH"]
+    {
         command.env_remove(name);
     }
     command
