@@ -12,6 +12,7 @@ use prebake::content::Store;
 use prebake::metadata::{K8S_NAMESPACE, MetaDb, Wait, labels};
 use prebake::oci::{Descriptor, Digest, media_type};
 use prebake::root::{CONTAINERD_ROOT, Root};
+use prebake::times::Times;
 
 use crate::bbolt::Oracle;
 use crate::script::parse;
@@ -35,6 +36,7 @@ fn image(root: &Path, n: usize, version: usize) -> ImageRecord {
     let labels = labels::children(&children);
     let blob = |descriptor, children| ImageBlob { descriptor, children };
     ImageRecord {
+        created: None,
         name: format!("registry.example/team/app{n}:1.0"),
         aliases: vec![format!("registry.example/team/app{n}@{}", target.digest), config.digest.to_string()],
         target: target.clone(),
@@ -51,7 +53,7 @@ fn bake(root: &Root, images: Vec<ImageRecord>) {
     let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
     let mut meta = MetaDb::lock(root, Lock::Exclusive, &wait).unwrap();
     let ready: Vec<_> = images.into_iter().map(|image| offline::ready(&store, K8S_NAMESPACE, image).unwrap()).collect();
-    assert!(offline::bootstrap(&mut meta, &ready).unwrap());
+    assert!(offline::bootstrap(&mut meta, &ready, &Times::new(None)).unwrap());
 }
 
 /// Bakes one image a time, the versions of each taking turns; the file's size after it, and that of a fresh one with the
