@@ -83,7 +83,9 @@ fn main() {
     Store::create(&root).unwrap();
     let blobs = dir.path().join("root").join(CONTAINERD_ROOT).join("io.containerd.content.v1.content/blobs/sha256");
     let records: Vec<ImageRecord> = (0..images).map(|n| image(&blobs, n)).collect();
-    Catalog::open(&root.make_state_dir().unwrap()).unwrap().record(K8S_NAMESPACE, &records, &[]).unwrap();
+    let catalog = Catalog::open(&root.make_state_dir().unwrap()).unwrap();
+    catalog.record(K8S_NAMESPACE, &records, &[]).unwrap();
+    catalog.save().unwrap();
     drop(records);
     assert!(Command::new("sync").status().unwrap().success());
 

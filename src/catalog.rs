@@ -1,5 +1,8 @@
 //! The catalog: what connects fetch and bootstrap. A redb file of prebake's own; losing it costs time, never an image.
 //!
+//! The file is read, and written anew as a whole: nothing shows in it but what it knows, not in which order that came. It
+//! belongs to whoever has the root's lock.
+//!
 //! ```text
 //! ROOT/var/lib/prebake/catalog.redb
 //!   images  <namespace> NUL <image name>   → JSON of ImageRecord
@@ -8,11 +11,15 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, TableDefinition};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -20,22 +27,22 @@ use crate::content::Stat;
 use crate::oci::{Descriptor, Digest};
 
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
-const FAILED: TableDefinition<'_, &str, ()> = TableDefinition::new("failed");
+const FAILED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("failed");
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
 const FILE: &str = "catalog.redb";
 const FILE_MODE: u32 = 0o644;
 /// Where a new catalog is made before it gets its name.
 const NEW_FILE: &str = "catalog.redb.new";
 /// redb's page cache, in bytes; its default is larger than all of prebake may be.
-const CACHE: usize = 2 << 20;
+const CACHE: usize = 1 << 19;
+/// What is new is written at least so often, and what that takes is at most such a part of the time.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+const SAVE_SHARE: u32 = 20;
 
 /// Why the catalog could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another prebake has it open.
-    #[error("{} is in use by another prebake", .0.display())]
-    Busy(PathBuf),
     /// redb cannot read or write it.
     #[error("the catalog {} failed; it can be removed, what it knows is found again", path.display())]
     Redb {
@@ -98,78 +105,55 @@ struct BlobRecord {
     mtime: i64,
 }
 
-/// An open catalog; one process at a time.
+type Table = ReadOnlyTable<&'static str, &'static [u8]>;
+
+/// What the file has.
+struct Saved {
+    images: Table,
+    failed: Table,
+    blobs: Table,
+}
+
+/// Values by key; `None` where there is to be none any more.
+type Rows = BTreeMap<String, Option<Vec<u8>>>;
+
+/// What it does not have yet.
+struct New {
+    images: Rows,
+    failed: Rows,
+    blobs: Rows,
+    /// When to save it.
+    due: Instant,
+}
+
+struct State {
+    saved: Option<Saved>,
+    new: New,
+}
+
+/// A catalog. What it is told shows once it is saved.
 pub struct Catalog {
-    database: Database,
     path: PathBuf,
+    state: Mutex<State>,
+}
+
+fn key(namespace: &str, name: &str) -> String {
+    format!("{namespace}\0{name}")
 }
 
 impl Catalog {
-    /// Opens the catalog in `dir`, or makes it.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when another prebake has it; [`Error::Redb`].
-    pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(FILE);
-        if !path.exists() {
-            // redb makes a file in several steps: a kill between them must not leave one that it refuses.
-            let new = dir.join(NEW_FILE);
-            let _ = std::fs::remove_file(&new);
-            Self::open_file(&new)?.write(|_, _| Ok(()))?;
-            let error = |e| Error::Redb { path: path.clone(), source: Box::new(redb::Error::Io(e)) };
-            std::fs::rename(&new, &path).map_err(error)?;
-        }
-        let catalog = Self::open_file(&path)?;
-        catalog.write(|_, _| Ok(()))?;
-        Ok(catalog)
-    }
-
-    fn open_file(path: &Path) -> Result<Self> {
-        let path = path.to_owned();
-        let error = |e| Error::Redb { path: path.clone(), source: Box::new(redb::Error::Io(e)) };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            // A link could lead out of the root that is being baked.
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)
-            .map_err(error)?;
-        // Whatever the umask; somebody else's file is as it is.
-        let _ = file.set_permissions(Permissions::from_mode(FILE_MODE));
-        let database = match redb::Builder::new().set_cache_size(CACHE).create_file(file) {
-            Ok(database) => database,
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(Error::Busy(path)),
-            Err(error) => return Err(Error::Redb { path, source: Box::new(error.into()) }),
-        };
-        Ok(Self { database, path })
-    }
-
-    /// Writes the file anew, so that nothing shows in it but what it knows: not in which order that came, or how often. The
-    /// last thing to be done with a catalog: what it is told afterwards is lost.
+    /// Opens the catalog in `dir`, which need not have one. Writes nothing.
     ///
     /// # Errors
     /// [`Error::Redb`].
-    pub fn rewrite(&self) -> Result<()> {
-        let new = self.path.with_file_name(NEW_FILE);
-        let _ = std::fs::remove_file(&new);
-        let fresh = Self::open_file(&new)?;
-        let from = self.database.begin_read().map_err(|e| self.redb(e))?;
-        let to = fresh.database.begin_write().map_err(|e| fresh.redb(e))?;
-        for table in [IMAGES, BLOBS] {
-            let rows = from.open_table(table).map_err(|e| self.redb(e))?;
-            let mut table = to.open_table(table).map_err(|e| fresh.redb(e))?;
-            for row in rows.range::<&str>(..).map_err(|e| self.redb(e))? {
-                let (key, value) = row.map_err(|e| self.redb(e))?;
-                table.insert(key.value(), value.value()).map_err(|e| fresh.redb(e))?;
-            }
-        }
-        fresh.remember_in(&to, self.failed()?.iter().map(|image| (image, true)))?;
-        to.commit().map_err(|e| fresh.redb(e))?;
-        drop(fresh);
-        let error = |e| Error::Redb { path: self.path.clone(), source: Box::new(redb::Error::Io(e)) };
-        std::fs::rename(&new, &self.path).map_err(error)
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        let saved = Saved::open(&path).map_err(|error| failed(&path, error))?;
+        Ok(Self { path, state: Mutex::new(State { saved, new: New::default() }) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the file was this, and whole, when it was last verified.
@@ -177,77 +161,11 @@ impl Catalog {
     /// # Errors
     /// [`Error::Redb`], [`Error::Record`].
     pub fn is_verified(&self, digest: &Digest, stat: Stat) -> Result<bool> {
-        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
-        let table = transaction.open_table(BLOBS).map_err(|e| self.redb(e))?;
-        let Some(record) = table.get(digest.as_str()).map_err(|e| self.redb(e))? else { return Ok(false) };
+        let state = self.state();
+        let Some(saved) = &state.saved else { return Ok(false) };
+        let Some(record) = saved.blobs.get(digest.as_str()).map_err(|e| self.redb(e))? else { return Ok(false) };
         let record: BlobRecord = self.decode(record.value())?;
         Ok(record.size == stat.size && record.mtime == stat.mtime)
-    }
-
-    /// Remembers fetched images of a namespace and verified blobs, durably.
-    ///
-    /// # Errors
-    /// [`Error::Redb`].
-    pub fn record(&self, namespace: &str, images: &[ImageRecord], blobs: &[(Digest, Stat)]) -> Result<()> {
-        self.write(|image_table, blob_table| {
-            for image in images {
-                let key = format!("{namespace}\0{}", image.name);
-                image_table.insert(key.as_str(), encode(image).as_slice())?;
-            }
-            for (digest, stat) in blobs {
-                let record = BlobRecord { size: stat.size, mtime: stat.mtime };
-                blob_table.insert(digest.as_str(), encode(&record).as_slice())?;
-            }
-            Ok(())
-        })
-    }
-
-    /// The images, by namespace and name, that failed when they were last baked.
-    ///
-    /// # Errors
-    /// [`Error::Redb`].
-    pub fn failed(&self) -> Result<BTreeSet<(String, String)>> {
-        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
-        let table = match transaction.open_table(FAILED) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
-            Err(error) => return Err(self.redb(error)),
-        };
-        let mut all = BTreeSet::new();
-        for row in table.range::<&str>(..).map_err(|e| self.redb(e))? {
-            let (key, _) = row.map_err(|e| self.redb(e))?;
-            all.extend(key.value().split_once('\0').map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
-        }
-        Ok(all)
-    }
-
-    /// Remembers of images whether they failed. Writes nothing when that is known.
-    ///
-    /// # Errors
-    /// [`Error::Redb`].
-    pub fn remember(&self, images: &[((String, String), bool)]) -> Result<()> {
-        let known = self.failed()?;
-        let mut new = images.iter().filter(|(image, failed)| known.contains(image) != *failed).peekable();
-        if new.peek().is_none() {
-            return Ok(());
-        }
-        let transaction = self.database.begin_write().map_err(|e| self.redb(e))?;
-        self.remember_in(&transaction, new.map(|(image, failed)| (image, *failed)))?;
-        transaction.commit().map_err(|e| self.redb(e))
-    }
-
-    fn remember_in<'i>(
-        &self,
-        transaction: &WriteTransaction,
-        images: impl Iterator<Item = (&'i (String, String), bool)>,
-    ) -> Result<()> {
-        let mut table = transaction.open_table(FAILED).map_err(|e| self.redb(e))?;
-        for ((namespace, name), failed) in images {
-            let key = format!("{namespace}\0{name}");
-            let done = if failed { table.insert(&*key, ()) } else { table.remove(&*key) };
-            done.map_err(|e| self.redb(e))?;
-        }
-        Ok(())
     }
 
     /// What was fetched under a name.
@@ -255,9 +173,9 @@ impl Catalog {
     /// # Errors
     /// [`Error::Redb`], [`Error::Record`].
     pub fn image(&self, namespace: &str, name: &str) -> Result<Option<ImageRecord>> {
-        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
-        let table = transaction.open_table(IMAGES).map_err(|e| self.redb(e))?;
-        let found = table.get(format!("{namespace}\0{name}").as_str()).map_err(|e| self.redb(e))?;
+        let state = self.state();
+        let Some(saved) = &state.saved else { return Ok(None) };
+        let found = saved.images.get(key(namespace, name).as_str()).map_err(|e| self.redb(e))?;
         found.map(|value| self.decode(value.value())).transpose()
     }
 
@@ -266,41 +184,175 @@ impl Catalog {
     /// # Errors
     /// [`Error::Redb`], [`Error::Record`].
     pub fn images(&self, namespace: &str) -> Result<Vec<ImageRecord>> {
-        let transaction = self.database.begin_read().map_err(|e| self.redb(e))?;
-        let table = transaction.open_table(IMAGES).map_err(|e| self.redb(e))?;
-        let (from, to) = (format!("{namespace}\0"), format!("{namespace}\x01"));
-        let range = table.range(from.as_str()..to.as_str()).map_err(|e| self.redb(e))?;
-        range
-            .map(|row| {
-                let (_, value) = row.map_err(|e| self.redb(e))?;
-                self.decode(value.value())
-            })
-            .collect()
+        let state = self.state();
+        let Some(saved) = &state.saved else { return Ok(Vec::new()) };
+        let (from, to) = (key(namespace, ""), format!("{namespace}\x01"));
+        let range = saved.images.range(from.as_str()..to.as_str()).map_err(|e| self.redb(e))?;
+        range.map(|row| self.decode(row.map_err(|e| self.redb(e))?.1.value())).collect()
     }
 
-    fn write(
-        &self,
-        f: impl FnOnce(
-            &mut redb::Table<'_, &str, &[u8]>,
-            &mut redb::Table<'_, &str, &[u8]>,
-        ) -> Result<(), redb::StorageError>,
-    ) -> Result<()> {
-        let transaction = self.database.begin_write().map_err(|e| self.redb(e))?;
-        {
-            let mut images = transaction.open_table(IMAGES).map_err(|e| self.redb(e))?;
-            let mut blobs = transaction.open_table(BLOBS).map_err(|e| self.redb(e))?;
-            f(&mut images, &mut blobs).map_err(|e| self.redb(e))?;
+    /// The images, by namespace and name, that failed when they were last baked.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn failed(&self) -> Result<BTreeSet<(String, String)>> {
+        let state = self.state();
+        let mut all = BTreeSet::new();
+        for row in state.saved.iter().flat_map(|saved| saved.failed.range::<&str>(..)).flatten() {
+            let (key, _) = row.map_err(|e| self.redb(e))?;
+            all.extend(key.value().split_once('\0').map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
         }
-        transaction.commit().map_err(|e| self.redb(e))
+        Ok(all)
+    }
+
+    /// Remembers fetched images of a namespace and verified blobs; saves what is new if that has waited long enough.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn record(&self, namespace: &str, images: &[ImageRecord], blobs: &[(Digest, Stat)]) -> Result<()> {
+        let mut state = self.state();
+        let State { saved, new } = &mut *state;
+        for image in images {
+            let known = saved.as_ref().map(|saved| &saved.images);
+            put(&mut new.images, known, key(namespace, &image.name), encode(image)).map_err(|e| self.redb(e))?;
+        }
+        for (digest, stat) in blobs {
+            let (known, record) =
+                (saved.as_ref().map(|saved| &saved.blobs), BlobRecord { size: stat.size, mtime: stat.mtime });
+            put(&mut new.blobs, known, digest.to_string(), encode(&record)).map_err(|e| self.redb(e))?;
+        }
+        if Instant::now() >= new.due { self.save_in(&mut state) } else { Ok(()) }
+    }
+
+    /// Remembers of images whether they failed.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn remember(&self, images: &[((String, String), bool)]) -> Result<()> {
+        let known = self.failed()?;
+        let new = images.iter().filter(|(image, failed)| known.contains(image) != *failed);
+        let row =
+            |((namespace, name), failed): &((String, String), bool)| (key(namespace, name), failed.then(Vec::new));
+        self.state().new.failed.extend(new.map(row));
+        Ok(())
+    }
+
+    /// Writes the file anew with all that it was told, durably; not when it has all of it.
+    ///
+    /// # Errors
+    /// [`Error::Redb`]; then the file is as it was.
+    pub fn save(&self) -> Result<()> {
+        self.save_in(&mut self.state())
+    }
+
+    fn save_in(&self, state: &mut State) -> Result<()> {
+        if state.saved.is_some() && state.new.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let path = self.path.with_file_name(NEW_FILE);
+        let written = write(&path, state).and_then(|()| Ok(fs::rename(&path, &self.path)?));
+        written.and_then(|()| Saved::open(&self.path)).map_or_else(
+            |error| Err(failed(&self.path, error)),
+            |saved| {
+                let due = Instant::now() + SAVE_EVERY.max(start.elapsed() * SAVE_SHARE);
+                *state = State { saved, new: New { due, ..New::default() } };
+                Ok(())
+            },
+        )
     }
 
     fn redb(&self, error: impl Into<redb::Error>) -> Error {
-        Error::Redb { path: self.path.clone(), source: Box::new(error.into()) }
+        failed(&self.path, error.into())
     }
 
     fn decode<T: serde::de::DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|source| Error::Record { path: self.path.clone(), source })
     }
+}
+
+impl Default for New {
+    fn default() -> Self {
+        let (images, failed, blobs) = Default::default();
+        Self { images, failed, blobs, due: Instant::now() + SAVE_EVERY }
+    }
+}
+
+impl New {
+    fn is_empty(&self) -> bool {
+        self.images.is_empty() && self.failed.is_empty() && self.blobs.is_empty()
+    }
+}
+
+impl Saved {
+    fn open(path: &Path) -> Result<Option<Self>, redb::Error> {
+        // A link could lead out of the root that is being baked.
+        let file = match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let database: ReadOnlyDatabase = redb::Builder::new().set_cache_size(CACHE).open_read_only(path)?;
+        let transaction = database.begin_read()?;
+        let [images, blobs] = [IMAGES, BLOBS].map(|table| transaction.open_table(table));
+        Ok(Some(Self { images: images?, failed: transaction.open_table(FAILED)?, blobs: blobs? }))
+    }
+}
+
+/// Writes a file with everything: in the order of keys and in one transaction, so that the same makes the same bytes.
+fn write(path: &Path, State { saved, new }: &State) -> Result<(), redb::Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    // Whatever the umask.
+    file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+    let database = redb::Builder::new().set_cache_size(CACHE).create_file(file)?;
+    let transaction = database.begin_write()?;
+    {
+        let tables = [
+            (IMAGES, saved.as_ref().map(|saved| &saved.images), &new.images),
+            (FAILED, saved.as_ref().map(|saved| &saved.failed), &new.failed),
+            (BLOBS, saved.as_ref().map(|saved| &saved.blobs), &new.blobs),
+        ];
+        for (table, saved, new) in tables {
+            let mut table = transaction.open_table(table)?;
+            let mut new = new.iter().peekable();
+            let mut put = |key: &str, value: &Option<Vec<u8>>| -> Result<(), redb::Error> {
+                value.as_ref().map(|value| table.insert(key, value.as_slice())).transpose()?;
+                Ok(())
+            };
+            for row in saved.map(|saved| saved.range::<&str>(..)).transpose()?.into_iter().flatten() {
+                let (key, value) = row?;
+                while let Some((new, value)) = new.next_if(|(new, _)| new.as_str() < key.value()) {
+                    put(new, value)?;
+                }
+                match new.next_if(|(new, _)| new.as_str() == key.value()) {
+                    Some((_, value)) => put(key.value(), value)?,
+                    None => put(key.value(), &Some(value.value().to_vec()))?,
+                }
+            }
+            for (key, value) in new {
+                put(key, value)?;
+            }
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+/// Adds a row, unless it is known.
+fn put(new: &mut Rows, known: Option<&Table>, key: String, value: Vec<u8>) -> Result<(), redb::StorageError> {
+    let known = known.map(|table| table.get(key.as_str())).transpose()?.flatten();
+    if known.is_none_or(|known| known.value() != value) {
+        new.insert(key, Some(value));
+    }
+    Ok(())
+}
+
+fn failed(path: &Path, error: redb::Error) -> Error {
+    Error::Redb { path: path.to_owned(), source: Box::new(error) }
 }
 
 fn encode<T: Serialize>(record: &T) -> Vec<u8> {

@@ -144,7 +144,6 @@ impl From<&content::Error> for Kind {
 impl From<&catalog::Error> for Kind {
     fn from(error: &catalog::Error) -> Self {
         match error {
-            catalog::Error::Busy(_) => Self::Busy,
             catalog::Error::Redb { source, .. } => match &**source {
                 redb::Error::Io(error) => error.into(),
                 redb::Error::Corrupted(_) => Self::Corrupt,

@@ -1,12 +1,14 @@
 //! Blobs and documents of many images, each once, into the content store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::TryStreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -14,7 +16,7 @@ use tokio::time::timeout;
 use super::event::notices;
 use super::resolve::ref_kind;
 use super::{Error, Event, Listener, Request, Totals, Wanted};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, ImageBlob};
 use crate::content::{self, Growing, Started, Stat, Store};
 use crate::kind::chain;
 use crate::layer;
@@ -82,6 +84,10 @@ pub(super) struct Blobs {
     permits: Semaphore,
     chunks: usize,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
+    /// Blobs that are in place as the catalog has them.
+    known: Mutex<HashSet<Digest>>,
+    /// Media types of targets that came before, by namespace.
+    declared: Mutex<HashMap<String, HashMap<Digest, String>>>,
     totals: Mutex<Totals>,
 }
 
@@ -96,6 +102,8 @@ impl Blobs {
             chunks: (CHUNKS / request.concurrency.max(1)).clamp(1, 4),
             listener,
             slots: Mutex::default(),
+            known: Mutex::default(),
+            declared: Mutex::default(),
             totals: Mutex::default(),
         })
     }
@@ -111,7 +119,7 @@ impl Blobs {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for everything that is still being written; then the blobs that are in place, which get their times.
+    /// Waits for everything that is still being written; then the blobs that are new in place, with their times.
     pub(super) async fn settled(&self, times: &Times) -> Result<Vec<(Digest, Stat)>> {
         let slots: Vec<_> = {
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,13 +127,26 @@ impl Blobs {
         };
         let mut in_place = Vec::new();
         for (digest, slot) in slots {
-            if slot.lock.lock().await.is_some()
-                && let Some(stat) = self.store.date(&digest, times.part(&digest).timestamp())?
-            {
-                in_place.push((digest, stat));
+            if slot.lock.lock().await.is_some() {
+                in_place.push(digest);
             }
         }
-        Ok(in_place)
+        self.new_of(in_place.iter(), times)
+    }
+
+    /// Gives blobs that are new in place their times; what their files are like.
+    pub(super) fn new_of<'d>(
+        &self,
+        digests: impl Iterator<Item = &'d Digest>,
+        times: &Times,
+    ) -> Result<Vec<(Digest, Stat)>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = Vec::new();
+        for digest in digests.filter(|digest| !known.contains(*digest)) {
+            let stat = self.store.date(digest, times.part(digest).timestamp())?;
+            new.extend(stat.map(|stat| (digest.clone(), stat)));
+        }
+        Ok(new)
     }
 
     /// What a tag or digest names, with its media type; verified when it is a digest, and put in place.
@@ -145,15 +166,11 @@ impl Blobs {
             && stat.size <= MAX_DOCUMENT
             && self.is_whole(&Descriptor::new("", digest.clone(), stat.size)).await?
         {
-            let known = match (before.filter(|target| target.digest == *digest), catalog) {
-                (None, Some(catalog)) => catalog
-                    .images(namespace)?
-                    .into_iter()
-                    .map(|image| image.target)
-                    .find(|known| known.digest == *digest),
-                (known, _) => known,
+            let declared = match (before.filter(|target| target.digest == *digest), catalog) {
+                (Some(target), _) => target.media_type,
+                (None, Some(catalog)) => self.declared(catalog, namespace, digest)?,
+                (None, None) => String::new(),
             };
-            let declared = known.map(|target| target.media_type).unwrap_or_default();
             let descriptor = Descriptor::new(declared, digest.clone(), stat.size);
             let room = self.client.room(stat.size).await;
             let raw = self.read(&descriptor, room).await?;
@@ -166,6 +183,16 @@ impl Blobs {
                 other => return other,
             }
         }
+    }
+
+    /// The media type under which a target came to the namespace before; empty where that is not known.
+    fn declared(&self, catalog: &Catalog, namespace: &str, digest: &Digest) -> Result<String> {
+        let mut known = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains_key(namespace) {
+            let targets = catalog.images(namespace)?.into_iter().map(|image| image.target);
+            known.insert(namespace.to_owned(), targets.map(|target| (target.digest, target.media_type)).collect());
+        }
+        Ok(known[namespace].get(digest).cloned().unwrap_or_default())
     }
 
     /// The digest of what a name leads to now.
@@ -223,9 +250,9 @@ impl Blobs {
         if guard.is_some() {
             return self.read(descriptor, room).await;
         }
-        if self.is_whole(descriptor).await? {
+        if let Some(bytes) = self.read_whole(descriptor).await? {
             self.done(descriptor, guard, false);
-            return self.read(descriptor, room).await;
+            return Ok(RawDocument::new(bytes, room));
         }
         let (bytes, guard) = self.small_blob(reference, descriptor, kind, guard, &room).await?;
         self.done_at_once(descriptor, guard);
@@ -264,10 +291,27 @@ impl Blobs {
         }
     }
 
-    /// Makes sure that a blob is in place.
-    pub(super) async fn ensure(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<()> {
+    /// Makes sure that the blobs of an image are in place.
+    pub(super) async fn ensure_all(self: &Arc<Self>, reference: &Reference, blobs: &[ImageBlob]) -> Result<()> {
+        let known = {
+            let (this, digests) = (self.clone(), blobs.iter().map(|blob| blob.descriptor.clone()).collect::<Vec<_>>());
+            blocking(move || digests.iter().map(|descriptor| this.is_known(descriptor)).collect::<Result<Vec<_>>>())
+                .await?
+        };
+        let each = blobs.iter().zip(known).map(|(blob, known)| self.ensure(reference, &blob.descriptor, known));
+        let mut all: FuturesUnordered<_> = each.collect();
+        while all.try_next().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Makes sure that a blob is in place; `known` when it was found there.
+    async fn ensure(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, known: bool) -> Result<()> {
         let mut guard = self.lock(descriptor).await?;
         if guard.is_some() {
+            return Ok(());
+        }
+        if known {
+            self.done(descriptor, guard, false);
             return Ok(());
         }
         let _permit = self.permits.acquire().await.map_err(|_| Error::Task)?;
@@ -275,7 +319,7 @@ impl Blobs {
             self.done(descriptor, guard, false);
             return Ok(());
         }
-        self.listener.on(&Event::BlobStarted { digest: &descriptor.digest, size: descriptor.size });
+        self.started(reference, descriptor);
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
         let mut tries = 1;
         loop {
@@ -293,6 +337,10 @@ impl Blobs {
                 }
             }
         }
+    }
+
+    fn started(&self, reference: &Reference, Descriptor { digest, size, .. }: &Descriptor) {
+        self.listener.on(&Event::BlobStarted { digest, size: *size, image: &reference.to_string() });
     }
 
     /// After bytes that were not what was promised; gives the error back when asking once more is of no use.
@@ -413,7 +461,7 @@ impl Blobs {
         read: impl Fn(Piped) -> layer::Result<()> + Clone + Send + 'static,
     ) -> Result<()> {
         self.slot(descriptor);
-        self.listener.on(&Event::BlobStarted { digest: &descriptor.digest, size: descriptor.size });
+        self.started(reference, descriptor);
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
         let mut tries = 1;
         loop {
@@ -479,19 +527,31 @@ impl Blobs {
         Ok(RawDocument::new(bytes, room))
     }
 
+    /// The bytes of a blob that is there and right.
+    async fn read_whole(self: &Arc<Self>, descriptor: &Descriptor) -> Result<Option<Bytes>> {
+        let (blobs, Descriptor { digest, size, .. }) = (self.clone(), descriptor.clone());
+        blocking(move || {
+            if blobs.store.stat(&digest)?.is_none_or(|stat| stat.size != size) {
+                return Ok(None);
+            }
+            match blobs.store.read(&digest, MAX_DOCUMENT) {
+                Ok(bytes) => Ok(Some(bytes.into())),
+                Err(content::Error::WrongDigest { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
     /// Whether the blob's file is there and right: known to the catalog, or hashed now.
     pub(super) async fn is_whole(self: &Arc<Self>, descriptor: &Descriptor) -> Result<bool> {
         let (blobs, descriptor) = (self.clone(), descriptor.clone());
         blocking(move || {
-            let Some(stat) = blobs.store.stat(&descriptor.digest)? else { return Ok(false) };
-            if stat.size != descriptor.size {
-                return Ok(false);
+            if blobs.is_known(&descriptor)? {
+                return Ok(true);
             }
-            match blobs.catalog() {
-                Some(catalog) if catalog.is_verified(&descriptor.digest, stat)? => return Ok(true),
-                // Who only looks does not hash layers.
-                None if descriptor.size > MAX_DOCUMENT => return Ok(true),
-                _ => {}
+            if blobs.store.stat(&descriptor.digest)?.is_none_or(|stat| stat.size != descriptor.size) {
+                return Ok(false);
             }
             match blobs.store.verify(&descriptor.digest) {
                 Ok(()) => Ok(true),
@@ -502,14 +562,27 @@ impl Blobs {
         .await
     }
 
+    /// Whether the blob's file is there as it was when it was last found to be right.
+    fn is_known(&self, descriptor: &Descriptor) -> Result<bool> {
+        let stat = self.store.stat(&descriptor.digest)?.filter(|stat| stat.size == descriptor.size);
+        Ok(match (stat, self.catalog()) {
+            (None, _) => false,
+            (Some(stat), Some(catalog)) => {
+                let known = catalog.is_verified(&descriptor.digest, stat)?;
+                if known {
+                    self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(descriptor.digest.clone());
+                }
+                known
+            }
+            // Who only looks does not hash layers.
+            (Some(_), None) => descriptor.size > MAX_DOCUMENT,
+        })
+    }
+
     /// What is known of a blob; the first to ask makes it known.
     fn slot(&self, descriptor: &Descriptor) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            self.listener.on(&Event::BlobAdded { digest: &descriptor.digest, size: descriptor.size });
-            Arc::default()
-        };
-        slots.entry(descriptor.digest.clone()).or_insert_with(new).clone()
+        slots.entry(descriptor.digest.clone()).or_default().clone()
     }
 
     /// Where a blob can be read, and will be.

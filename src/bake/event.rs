@@ -9,6 +9,9 @@ use crate::kind::chain;
 use crate::oci::{Digest, Platform};
 use crate::registry::{Notice, Notify};
 
+/// The version of events as JSON, which `docs/events.md` describes: it grows when one that reads them has to change.
+pub const EVENTS_VERSION: u32 = 1;
+
 /// Something that happened. As JSON, each is one object with `event` naming it; sizes are bytes.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -18,6 +21,11 @@ pub enum Event<'a> {
     Waiting {
         /// Which process.
         holder: &'a str,
+    },
+    /// It is known which images it is about.
+    Images {
+        /// Their names, in the order asked for.
+        images: &'a [String],
     },
     /// It is known what an image consists of.
     ImageResolved {
@@ -32,12 +40,14 @@ pub enum Event<'a> {
         /// All of them together.
         bytes: u64,
     },
-    /// A blob no earlier image of this bake has is known of.
-    BlobAdded {
-        /// The blob.
-        digest: &'a Digest,
-        /// Its size.
-        size: u64,
+    /// It is known what all images take.
+    Planned {
+        /// Bytes that come over the network.
+        fetch: u64,
+        /// Bytes that the content store grows by.
+        store: u64,
+        /// Bytes that the snapshots grow by, as far as can be told.
+        snapshots: u64,
     },
     /// A blob starts to come.
     BlobStarted {
@@ -45,6 +55,8 @@ pub enum Event<'a> {
         digest: &'a Digest,
         /// Its size.
         size: u64,
+        /// The first image that asks for it.
+        image: &'a str,
     },
     /// A blob comes from this host.
     BlobFrom {
@@ -198,4 +210,74 @@ impl Listener for (Arc<dyn Listener>, Arc<dyn Listener>) {
 /// Hears nothing.
 impl Listener for () {
     fn on(&self, _: &Event<'_>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// What `docs/events.md` says of events: their fields by their names.
+    fn documented() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+        let text = include_str!("../../docs/events.md");
+        let (_, current) = text.split_once(&format!("## Version {EVENTS_VERSION}\n")).expect("the version");
+        let events = current.split("\n### `").skip(1);
+        let name = |line: &'static str| line.split('`').next().unwrap_or_default();
+        let fields =
+            |event: &'static str| event.lines().filter_map(|line| line.strip_prefix("| `")).map(name).collect();
+        events.map(|event| (name(event), fields(event))).collect()
+    }
+
+    #[test]
+    fn all_are_documented() {
+        let digest = &Digest::of(b"");
+        let (image, reason, error, host, holder, namespace) = ("", "", "", "", "", "");
+        let all = [
+            Event::Waiting { holder },
+            Event::Images { images: &[] },
+            Event::ImageResolved { image, digest, platforms: &[], blobs: 1, bytes: 1 },
+            Event::Planned { fetch: 1, store: 1, snapshots: 1 },
+            Event::BlobStarted { digest, size: 1, image },
+            Event::BlobFrom { digest, host },
+            Event::BlobProgress { digest, bytes: 1 },
+            Event::BlobRetried { digest, lost: 1, reason },
+            Event::Again { reason, tries: 1, of: 1, wait_seconds: 1.0 },
+            Event::Limited { host, status: 429, wait_seconds: 1.0 },
+            Event::Quota { host, limit: 1, remaining: 1, window_seconds: 1, words: "" },
+            Event::BlobFailed { digest, lost: 1 },
+            Event::BlobDone { digest, size: 1, fetched: true },
+            Event::ImageFetched { image, digest },
+            Event::LayerStarted { digest, chain: digest },
+            Event::LayerEnded { digest, chain: digest, unpacked: None },
+            Event::ImageFailed { image, kind: Kind::Io, error },
+            Event::Bootstrapped { namespace, images: 1, changed: true },
+        ];
+        let documented = documented();
+        let mut names = BTreeSet::new();
+        for event in &all {
+            // Whoever adds one adds it above as well.
+            match event {
+                Event::Waiting { .. } | Event::Images { .. } | Event::ImageResolved { .. } | Event::Planned { .. } => {}
+                Event::BlobStarted { .. } | Event::BlobFrom { .. } | Event::BlobProgress { .. } => {}
+                Event::BlobRetried { .. } | Event::BlobFailed { .. } | Event::BlobDone { .. } => {}
+                Event::Again { .. } | Event::Limited { .. } | Event::Quota { .. } | Event::ImageFetched { .. } => {}
+                Event::LayerStarted { .. } | Event::LayerEnded { .. } => {}
+                Event::ImageFailed { .. } | Event::Bootstrapped { .. } => {}
+            }
+            let json = serde_json::to_value(event).expect("an object");
+            let name = json["event"].as_str().expect("a name").to_owned();
+            let fields: BTreeSet<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+            let said = documented.get(name.as_str());
+            // The command adds these up instead of telling each.
+            if name != "blob_progress" {
+                let said: BTreeSet<&str> = said.expect(&name).iter().copied().chain(["event"]).collect();
+                assert_eq!(fields, said, "{name}");
+            }
+            names.insert(name);
+        }
+        // The command's own.
+        names.extend(["begin", "progress", "summary", "image", "error"].map(str::to_owned));
+        assert!(documented.keys().all(|name| names.contains(*name)), "{names:?}");
+    }
 }

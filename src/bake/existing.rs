@@ -13,7 +13,7 @@ use super::record::{Baked, Snapshots, record};
 use super::referrers::referring;
 use super::settle::Before;
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Error, Failure, Listener, Outcome, Report, Result, Totals, lock};
+use super::{Error, Event, Failure, Listener, Outcome, Report, Result, Totals, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
 use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
@@ -65,8 +65,9 @@ pub async fn unpack(
         return Ok(report(Vec::new(), Totals::default(), true));
     };
     let store = Store::create(&request.root)?;
-    let mut snapshots = Snapshots::open(&request.root, &mut meta)?;
+    let snapshots = Snapshots::open(&request.root, &mut meta)?;
     let images = images(&request, &store, &mut meta)?;
+    listener.on(&Event::Images { images: &images.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>() });
     let mut times = Times::new(request.epoch);
     let with_stack = |(name, image): (String, Option<Result<ImageRecord, Failure>>)| {
         let with_stack = |mut image: ImageRecord| {
@@ -92,7 +93,7 @@ pub async fn unpack(
     if cancelled {
         return Ok(report(images.into_iter().map(Outcome::of).collect(), totals, true));
     }
-    let unpacked = Some((&mut snapshots, &*unpacker));
+    let unpacked = Some((snapshots, &*unpacker));
     let images = record(&request.root, &store, &mut meta, images, unpacked, &times, &*listener)?;
     before.settle(&request.root, times.latest())?;
     Ok(report(images, totals, false))

@@ -5,8 +5,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use futures_util::TryStreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use super::blobs::{Blobs, Coming, Place, Result, Small, blocking};
@@ -142,16 +140,12 @@ impl Fetcher {
         &self,
         image: Resolved,
         unpacking: Option<(&Arc<Unpacker>, Vec<Present>)>,
+        times: &Arc<Times>,
     ) -> Result<Baked> {
         let Resolved { wanted, blobs, config, stack, origin, choice: Choice { policy, pin, .. }, .. } = image;
         let Wanted { reference, namespace, names, labels, .. } = &*wanted;
         let target = blobs[0].descriptor.clone();
-        let fetch = async {
-            let mut all: FuturesUnordered<_> =
-                blobs.iter().map(|blob| self.blobs.ensure(reference, &blob.descriptor)).collect();
-            while all.try_next().await?.is_some() {}
-            Ok(())
-        };
+        let fetch = self.blobs.ensure_all(reference, &blobs);
         let unpack = async {
             let (Some(stack), Some((unpacker, present)), true) = (&stack, unpacking, policy != Policy::Fetch) else {
                 return Ok(());
@@ -189,16 +183,11 @@ impl Fetcher {
             // Without its snapshots it is nothing that a bootstrap of its own could use.
             return Ok(baked);
         }
-        let (store, catalog) = (self.blobs.store.clone(), self.blobs.catalog().cloned());
+        let (blobs, times) = (self.blobs.clone(), times.clone());
         blocking(move || {
-            let mut verified = Vec::new();
-            for blob in &baked.record.blobs {
-                if let Some(stat) = store.stat(&blob.descriptor.digest)? {
-                    verified.push((blob.descriptor.digest.clone(), stat));
-                }
-            }
+            let verified = blobs.new_of(baked.record.blobs.iter().map(|blob| &blob.descriptor.digest), &times)?;
             let images = std::slice::from_ref(&baked.record);
-            catalog.map_or(Ok(()), |catalog| catalog.record(&baked.namespace, images, &verified))?;
+            blobs.catalog().map_or(Ok(()), |catalog| catalog.record(&baked.namespace, images, &verified))?;
             Ok(baked)
         })
         .await
@@ -207,7 +196,7 @@ impl Fetcher {
     /// Walks from the target down to the manifest of each platform.
     async fn documents(&self, wanted: Arc<Wanted>, unpacks: bool) -> Result<Resolved> {
         let reference = &wanted.reference;
-        let (declared, raw) = match &wanted.locked {
+        let (declared, raw) = match wanted.locked.as_deref() {
             Some(LockedImage { target, .. }) => {
                 (target.clone(), self.blobs.small(reference, target, Small::Document).await?)
             }

@@ -117,7 +117,7 @@ pub(super) fn of_lock(wanted: &Images<Arc<Wanted>>) -> Option<Images<Resolved>> 
 }
 
 fn resolved(wanted: &Arc<Wanted>) -> Option<Resolved> {
-    let LockedImage { target, platforms } = wanted.locked.as_ref()?;
+    let LockedImage { target, platforms } = wanted.locked.as_deref()?;
     let mut blobs = vec![leaf(target.clone())];
     let mut seen = HashSet::from([target.digest.clone()]);
     let mut first = None;

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use blobs::{Blobs, Place};
 use each::{Images, each};
-pub use event::{Event, Listener};
+pub use event::{EVENTS_VERSION, Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
 use lock::of_lock;
@@ -257,7 +257,7 @@ pub struct Wanted {
     /// Keys of which one must have signed it; without any, [`Request::trusted`] counts.
     pub keys: Vec<PublicKey>,
     /// What its name led to when it was locked; it is not asked for again.
-    pub locked: Option<LockedImage>,
+    pub locked: Option<Arc<LockedImage>>,
 }
 
 impl Wanted {
@@ -363,14 +363,17 @@ pub struct Totals {
 ///
 /// # Errors
 /// [`Error`] when nothing could be begun, or the metadata could not be written.
-pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Future<Output = ()>) -> Result<Report> {
+pub async fn run(
+    mut request: Request,
+    listener: Arc<dyn Listener>,
+    cancel: impl Future<Output = ()>,
+) -> Result<Report> {
     let mut wanted = wanted(&request)?;
     let started = Instant::now();
     tokio::pin!(cancel);
     let before = Before::look(&request.root)?;
     // Held to the end: no containerd starts on the root meanwhile.
-    let locked = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await?;
-    let Some(mut meta) = locked else {
+    let Some(mut meta) = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await? else {
         let outcome = |image: &Wanted| Outcome {
             failure: Some(Failure::stopped()),
             ..Outcome::of((image.reference.to_string(), None::<Result<(), _>>))
@@ -383,34 +386,35 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let store = Store::create(&request.root)?;
     let policies = &request.policies;
     let unpacks = request.bootstrap && policies.may_unpack(&request.images);
-    let mut snapshots = unpacks.then(|| Snapshots::open(&request.root, &mut meta)).transpose()?;
+    let snapshots = unpacks.then(|| Snapshots::open(&request.root, &mut meta)).transpose()?;
     if request.retry_failed {
         let failed = catalog.failed()?;
         wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
     }
+    listener.on(&Event::Images { images: &wanted.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>() });
     let keys: Vec<_> = wanted.iter().filter_map(|(_, image)| Some(image.as_ref()?.as_ref().ok()?.key())).collect();
     let blobs = Blobs::new(&request, store.clone(), Place::Root(catalog.clone()), listener.clone())?;
     let fetcher = Fetcher::new(&request, blobs);
-    let pace = fetcher.pace();
+    // Locks are large; those who need one have it.
+    request.images = Vec::new();
     let mut cancelled = false;
     let present = |namespace: &str, stack: &Stack| {
         snapshots.as_ref().map_or(Vec::new(), |snapshots| snapshots.present(namespace, stack))
     };
-    let unpacked = match (policies.max_store, &snapshots) {
-        (None, _) => None,
-        (Some(_), Some(snapshots)) => Some(snapshots.bytes()),
-        (Some(_), None) => Some(Stored::of_root(&request.root)?.map_or(0, |stored| stored.bytes())),
-    };
+    let unpacked = policies.max_store.map(|_| unpacked_bytes(&request.root, snapshots.as_ref())).transpose()?;
     let ground = Ground { root: &request.root, store: &store, present: &present, snapshots: unpacked };
-    if let Some(mut images) = of_lock(&wanted) {
+    if let Some(mut images) = of_lock(&wanted)
+        && !ground.has_room(policies, &images)?
+    {
         // Before anything is asked of anybody.
         ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
     }
     let resolve = |image| fetcher.resolve(image, snapshots.is_some());
-    let mut images = each(wanted, pace, &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
+    let mut images = each(wanted, fetcher.pace(), &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
     let plan = ground.plan(policies, &mut meta, &mut images)?;
     plan.check(policies)?;
-    let details = if request.detailed { details(plan, &images) } else { Vec::new() };
+    listener.on(&Event::Planned { fetch: plan.fetch, store: plan.store, snapshots: plan.snapshots.bytes });
+    let details = details(plan, request.detailed, &images);
     let times = Arc::new(times(request.epoch, &images));
     let unpacker = snapshots.as_ref().map(|snapshots| {
         let (dirs, listener) = (snapshots.dirs(), listener.clone());
@@ -419,16 +423,19 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     let complete = |image: Resolved| {
         let present = |(stack, all): (&Arc<Stack>, &Snapshots)| all.present(&image.wanted.namespace, stack);
         let present = image.stack.iter().zip(&snapshots).map(present).next();
-        fetcher.complete(image, unpacker.as_ref().zip(present))
+        fetcher.complete(image, unpacker.as_ref().zip(present), &times)
     };
-    let images = each(images, pace, &*listener, cancel, &mut cancelled, complete).await;
+    let images = each(images, fetcher.pace(), &*listener, cancel, &mut cancelled, complete).await;
     if let Some(unpacker) = &unpacker {
         unpacker.settled().await;
     }
     fetcher.settled(&times).await?;
+    let totals = unpacker.as_ref().map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
+    // What it knows of blobs takes room that the records need.
+    drop(fetcher);
 
     let mut images = if request.bootstrap && !cancelled {
-        let unpacked = snapshots.as_mut().zip(unpacker.as_deref());
+        let unpacked = snapshots.zip(unpacker.as_deref());
         record(&request.root, &store, &mut meta, images, unpacked, &times, &*listener)?
     } else {
         images.into_iter().map(Outcome::of).collect()
@@ -438,10 +445,17 @@ pub async fn run(request: Request, listener: Arc<dyn Listener>, cancel: impl Fut
     }
     let failed: Vec<_> = keys.into_iter().zip(images.iter().map(|image| image.failure.is_some())).collect();
     catalog.remember(&failed)?;
-    catalog.rewrite()?;
+    catalog.save()?;
     before.settle(&request.root, times.latest())?;
-    let totals = unpacker.map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
     Ok(Report { images, totals, elapsed: started.elapsed(), cancelled, details })
+}
+
+/// What the snapshots of a root take, in bytes on disk.
+fn unpacked_bytes(root: &Root, snapshots: Option<&Snapshots>) -> Result<u64> {
+    match snapshots {
+        Some(snapshots) => Ok(snapshots.bytes()),
+        None => Ok(Stored::of_root(root)?.map_or(0, |stored| stored.bytes())),
+    }
 }
 
 fn times(epoch: Option<u32>, images: &Images<Resolved>) -> Times {
@@ -454,9 +468,14 @@ fn times(epoch: Option<u32>, images: &Images<Resolved>) -> Times {
     times
 }
 
-fn details(plan: Plan, images: &Images<Resolved>) -> Vec<Detail> {
+fn details(plan: Plan, wanted: bool, images: &Images<Resolved>) -> Vec<Detail> {
     let resolved = images.iter().map(|(_, image)| image.as_ref()?.as_ref().ok());
-    plan.images.into_iter().zip(resolved).filter_map(|(planned, image)| Some(Detail::of(planned, image?))).collect()
+    plan.images
+        .into_iter()
+        .zip(resolved)
+        .filter(|_| wanted)
+        .filter_map(|(planned, image)| Some(Detail::of(planned, image?)))
+        .collect()
 }
 
 /// The images, each once.

@@ -96,6 +96,20 @@ pub(super) struct Ground<'g> {
 }
 
 impl Ground<'_> {
+    /// Whether there is room for images whatever of them is there already, which costs no look at the root.
+    pub(super) fn has_room(&self, policies: &Policies, images: &Images<Resolved>) -> Result<bool> {
+        let (mut bytes, mut inodes) = (0, 0);
+        for image in images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok()) {
+            let blobs = image.blobs.iter().map(|blob| blob.descriptor.size.next_multiple_of(BLOCK));
+            let layers = image.stack.iter().flat_map(|stack| &stack.layers).map(|layer| estimate(&layer.descriptor));
+            bytes += blobs.sum::<u64>() + layers.clone().sum::<u64>();
+            inodes += image.blobs.len() as u64 + layers.map(|layer| layer / BYTES_AN_INODE + 1).sum::<u64>();
+        }
+        let Space { free, free_inodes, .. } = self.root.space()?;
+        let fits = bytes <= free && free_inodes.is_none_or(|free| inodes <= free);
+        Ok(policies.max_store.is_none() && (policies.ignore_space || fits))
+    }
+
     /// Gives each image its policy, and adds up what all of them take.
     pub(super) fn plan(&self, policies: &Policies, meta: &mut MetaDb, images: &mut Images<Resolved>) -> Result<Plan> {
         for (_, image) in images.iter_mut() {

@@ -110,7 +110,7 @@ impl Snapshots {
     /// # Errors
     /// [`Error::Snapshot`]; then nothing is.
     fn publish(
-        &mut self,
+        mut self,
         stacks: &[(String, &Stack)],
         unpacker: &Unpacker,
         times: &Times,
@@ -127,6 +127,7 @@ impl Snapshots {
             for (i, layer) in stack.layers.iter().enumerate() {
                 let mut labels = layer.labels.clone();
                 labels.insert(labels::SNAPSHOT_REF.to_owned(), layer.chain.to_string());
+                let labels = Arc::new(labels);
                 let (name, number) = if let Some(known) = names.get(&(namespace.as_str(), layer.chain.clone())) {
                     known.clone()
                 } else if let Some(present) = present.get(i) {
@@ -171,7 +172,7 @@ pub(super) fn record(
     store: &Store,
     meta: &mut MetaDb,
     images: Images<Baked>,
-    snapshots: Option<(&mut Snapshots, &Unpacker)>,
+    snapshots: Option<(Snapshots, &Unpacker)>,
     times: &Times,
     listener: &dyn Listener,
 ) -> Result<Vec<Outcome>> {
@@ -209,6 +210,7 @@ pub(super) fn record(
     } else {
         root.sync()?;
     }
+    drop(stacks);
     let changed = offline::bootstrap(meta, &ready, times)?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for ready in &ready {

@@ -211,7 +211,9 @@ impl Unpacker {
 
     /// What was unpacked of a chain, to be published; `None` when it was there before, or is taken.
     pub(super) fn take(&self, namespace: &str, chain: &Digest) -> Option<(Staged, Usage)> {
-        self.slot(namespace, chain).made.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let slot =
+            self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&(namespace.to_owned(), chain.clone()));
+        slot?.made.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What was unpacked, on top of what was fetched.

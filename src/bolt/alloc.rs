@@ -15,7 +15,7 @@ pub(super) struct Pages<'s> {
     pub(super) storage: &'s dyn Storage,
     pub(super) page_size: usize,
     pub(super) high_water: u64,
-    /// For a walk over many pages.
+    /// What was read before.
     pub(super) windows: Option<&'s RefCell<Windows>>,
 }
 
@@ -34,16 +34,36 @@ impl std::ops::Deref for Page {
     }
 }
 
-/// Runs of pages read at once, the one used last in front. A bucket's leaves lie in one run, the buckets in them in
-/// another: a walk goes to and fro between a few.
-#[derive(Default)]
-pub(super) struct Windows(Vec<(u64, Arc<Vec<u8>>)>);
+/// Runs of pages that were read at once, the one used last in front.
+pub(super) struct Windows {
+    runs: Vec<(u64, Arc<Vec<u8>>)>,
+    /// Runs held at most, and the bytes of each, which has a page at least.
+    most: usize,
+    bytes: usize,
+}
+
+impl Default for Windows {
+    /// For a walk over many pages: a bucket's leaves lie in one run, the buckets in them in another, and it goes to and fro
+    /// between a few.
+    fn default() -> Self {
+        Self { runs: Vec::new(), most: WINDOWS, bytes: WINDOW }
+    }
+}
+
+impl Windows {
+    /// For many lookups: those that follow each other read the same pages on their way down.
+    pub(super) fn of_lookups() -> Self {
+        Self { runs: Vec::new(), most: LOOKUP_PAGES, bytes: 0 }
+    }
+}
 
 /// How much a file may grow beyond what is written, in bytes; bbolt grows it by 16 MiB.
 const MAX_GROWTH: u64 = 16 << 20;
-/// Windows held, and the bytes of each.
+/// Runs that a walk holds, and the bytes of each.
 const WINDOWS: usize = 4;
 const WINDOW: usize = 1 << 17;
+/// Pages that lookups hold.
+const LOOKUP_PAGES: usize = 64;
 /// Pages are written in runs of at most this many bytes.
 const WRITE_BUFFER: usize = 1 << 18;
 
@@ -80,18 +100,18 @@ impl Pages<'_> {
             read.map_err(Error::io("reading")).map(|()| Arc::new(bytes))
         };
         let Some(windows) = self.windows else { return Ok(Page { bytes: read(vec![0; len])?, start: 0, len }) };
-        let windows = &mut windows.borrow_mut().0;
-        let pages = |bytes: &Arc<Vec<u8>>| (bytes.len() / len) as u64;
-        if let Some(i) = windows.iter().position(|(first, bytes)| (*first..first + pages(bytes)).contains(&id)) {
-            windows[..=i].rotate_right(1);
+        let Windows { runs, most, bytes: many } = &mut *windows.borrow_mut();
+        let end = |first: u64, bytes: &Arc<Vec<u8>>| first + (bytes.len() / len) as u64;
+        if let Some(i) = runs.iter().position(|(first, bytes)| (*first..end(*first, bytes)).contains(&id)) {
+            runs[..=i].rotate_right(1);
         } else {
-            let held = if windows.len() < WINDOWS { None } else { windows.pop() };
+            let held = if runs.len() < *most { None } else { runs.pop() };
             let mut bytes = held.and_then(|(_, bytes)| Arc::try_unwrap(bytes).ok()).unwrap_or_default();
             let ahead = usize::try_from(self.high_water - id).unwrap_or(usize::MAX);
-            bytes.resize((WINDOW / len).min(ahead) * len, 0);
-            windows.insert(0, (id, read(bytes)?));
+            bytes.resize((*many / len).max(1).min(ahead) * len, 0);
+            runs.insert(0, (id, read(bytes)?));
         }
-        let (first, bytes) = &windows[0];
+        let (first, bytes) = &runs[0];
         Ok(Page { bytes: bytes.clone(), start: usize::try_from(id - first).unwrap_or(0) * len, len })
     }
 
@@ -146,11 +166,14 @@ pub(super) struct Pager<'s> {
     pub(super) len: Option<u64>,
     /// Pages that are still to be written, in a row, and where.
     pub(super) unwritten: (u64, Vec<u8>),
+    /// What was read of the state on disk, which stays as it is.
+    pub(super) read: RefCell<Windows>,
 }
 
 impl Pager<'_> {
     pub(super) fn pages(&self) -> Pages<'_> {
-        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water, windows: None }
+        let windows = Some(&self.read);
+        Pages { storage: self.storage, page_size: self.page_size, high_water: self.high_water, windows }
     }
 
     /// Reads a node in order to change it: its pages are free once this transaction is committed.

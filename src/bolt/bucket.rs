@@ -144,7 +144,7 @@ pub(super) fn position(entries: &[Leaf], key: &[u8]) -> std::result::Result<usiz
 }
 
 /// The child that holds `key` if any does: the last one whose key is not above it, else the first.
-fn child_index(entries: &[Branch], key: &[u8]) -> usize {
+pub(super) fn child_index(entries: &[Branch], key: &[u8]) -> usize {
     entries.partition_point(|e| e.key.as_slice() <= key).saturating_sub(1)
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 
-use super::alloc::{FreeRuns, Pager, Pages};
+use super::alloc::{FreeRuns, Pager, Pages, Windows};
 use super::bucket::{Bucket, position};
 use super::check::{Finding, Report, check};
 use super::node::{Child, Leaf, Value};
@@ -143,6 +143,7 @@ impl Db {
             freed: FreeRuns::default(),
             len: None,
             unwritten: (0, Vec::new()),
+            read: RefCell::new(Windows::of_lookups()),
         };
         let root = Bucket { sequence: meta.sequence, root: Child::Stored(meta.root) };
         Ok(Tx { state: &mut self.state, pager, root, dirty: false })
@@ -235,12 +236,20 @@ impl Tx<'_> {
         self.at(path, &Pages { windows: Some(&windows), ..self.pager.pages() }, f)
     }
 
+    /// As [`Tx::view`], for a look at one small bucket of many.
+    ///
+    /// # Errors
+    /// As [`Tx::get`].
+    pub fn peek<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
+        self.at(path, &self.pager.pages(), f)
+    }
+
     /// The sequence of a bucket; `None` when there is no such bucket.
     ///
     /// # Errors
     /// As [`Tx::get`].
     pub fn sequence(&self, path: &[&[u8]]) -> Result<Option<u64>> {
-        self.read(path, &mut |bucket| Ok(bucket.map(|bucket| bucket.sequence)))
+        self.peek(path, &mut |view| Ok(view.map(|view| view.sequence())))
     }
 
     /// How much a bucket holds; `None` when there is no such bucket.
@@ -375,10 +384,7 @@ impl Tx<'_> {
 
     /// Gives `f` the bucket at `path`, read through `pages`.
     fn at<R>(&self, path: &[&[u8]], pages: &Pages<'_>, f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
-        self.read(path, &mut |bucket| match bucket {
-            None => f(None),
-            Some(bucket) => f(Some(View::new(bucket, pages)?)),
-        })
+        View::new(&self.root, pages)?.at(path, f)
     }
 
     fn read<R>(&self, path: &[&[u8]], f: &mut dyn FnMut(Option<&Bucket>) -> Result<R>) -> Result<R> {

@@ -1,7 +1,7 @@
 //! Buckets to be read.
 
 use super::alloc::{Page, Pages};
-use super::bucket::{BUCKET_HEADER, Bucket, each, find};
+use super::bucket::{BUCKET_HEADER, Bucket, child_index, each, position};
 use super::node::{Child, Element, Node, Value, elements, inline_elements};
 use super::{Error, Result};
 
@@ -74,12 +74,18 @@ impl<'v> View<'v> {
         })
     }
 
+    /// Gives `f` the bucket at a path from this one, if there is one.
+    pub(super) fn at<R>(self, path: &[&[u8]], f: &mut dyn FnMut(Option<View<'_>>) -> Result<R>) -> Result<R> {
+        let Some((key, rest)) = path.split_first() else { return f(Some(self)) };
+        self.bucket(key, &mut |found| match found {
+            None => f(None),
+            Some(view) => view.at(rest, f),
+        })
+    }
+
     fn find<R>(&self, key: &[u8], f: &mut dyn FnMut(Option<Seen<'_>>) -> Result<R>) -> Result<R> {
         match &self.root {
-            Root::Loaded(node) => find(node, key, self.pages, &mut |value| match value {
-                None => f(None),
-                Some(value) => f(Some(self.value(value)?)),
-            }),
+            Root::Loaded(node) => self.find_in(node, key, f),
             Root::Page(id, page) => self.find_on(page, *id, key, f),
             Root::Inline(id, bytes) => {
                 for element in inline_elements(bytes, *id)? {
@@ -90,6 +96,20 @@ impl<'v> View<'v> {
                 }
                 f(None)
             }
+        }
+    }
+
+    fn find_in<R>(&self, node: &Node, key: &[u8], f: &mut dyn FnMut(Option<Seen<'_>>) -> Result<R>) -> Result<R> {
+        match node {
+            Node::Branch(entries) => match entries.get(child_index(entries, key)).map(|entry| &entry.child) {
+                None => f(None),
+                Some(Child::Loaded(node)) => self.find_in(node, key, f),
+                Some(Child::Stored(id)) => self.find_on(&self.pages.read(*id)?.1, *id, key, f),
+            },
+            Node::Leaf(entries) => match position(entries, key) {
+                Err(_) => f(None),
+                Ok(i) => f(Some(self.value(&entries[i].value)?)),
+            },
         }
     }
 

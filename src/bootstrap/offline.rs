@@ -1,6 +1,7 @@
 //! Bootstrap without a containerd: records straight into `meta.db`, as a CRI pull leaves them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use crate::catalog::{ImageBlob, ImageRecord};
 use crate::content::{self, Store};
@@ -63,7 +64,7 @@ pub struct UnpackedLayer {
     /// The number in that name.
     pub number: u64,
     /// The snapshot's labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
 }
 
 impl Ready {

@@ -1,6 +1,7 @@
 //! `prebake lock`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
 use prebake::bake::{Moved, Outcome, Request, lock_images, moved};
@@ -69,7 +70,7 @@ pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
         output::tell(format!("{} is as it was", path.display()));
         return Ok(exit_code_of(&failed));
     }
-    after.images.extend(images);
+    after.images.extend(images.into_iter().map(|(name, image)| (name, Arc::new(image))));
     output::write_file(&path, &after.to_string())?;
     tell_changes(&path, &before, &after, output);
     Ok(0)

@@ -1,6 +1,7 @@
 //! The command line: arguments, terminal, exit codes. One file a command.
 
 mod bake;
+mod board;
 mod bolt;
 mod bootstrap;
 mod check;

@@ -1,111 +1,130 @@
-//! Three ways to show a bake: bars on a terminal, plain lines elsewhere, NDJSON for programs.
+//! Three ways to show a bake: a view on a terminal, plain lines elsewhere, NDJSON for programs.
 
-use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use prebake::bake::{Event, Listener};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use prebake::bake::{EVENTS_VERSION, Event, Listener};
 use prebake::oci::Digest;
 use serde_json::json;
 
+use super::board::{Board, Counts, Moving};
 use super::output::{self, OutputArgs};
 
-/// How often plain lines and NDJSON tell how far it is.
+/// How often each way tells how far it is.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
-/// Bars of single blobs on a terminal.
-const MAX_BARS: usize = 12;
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
+/// Blobs that a terminal shows, of those that are coming.
+const MAX_BARS: usize = 8;
+/// Names that a terminal shows of the images that wait.
+const WAITING_SHOWN: usize = 2;
+/// Characters of an image's name before a blob's bar.
+const NAME_WIDTH: usize = 40;
 
 /// The listener that suits the arguments and the terminal.
 pub(super) fn listener(output: OutputArgs) -> Arc<dyn Listener> {
     if output.quiet {
         Arc::new(())
     } else if output.json {
-        Arc::new(Json(Mutex::new(Meter::new(JSON_INTERVAL))))
+        Arc::new(Shown::new(Json::begin(), JSON_INTERVAL))
     } else if std::io::stderr().is_terminal() {
-        Arc::new(Bars::new())
+        Arc::new(Shown::new(Terminal::new(), TERMINAL_INTERVAL))
     } else {
-        Arc::new(Plain(Mutex::new(Meter::new(PLAIN_INTERVAL))))
+        Arc::new(Shown::new(Plain, PLAIN_INTERVAL))
     }
 }
 
-/// How far it is, in bytes.
-struct Meter {
-    total: u64,
-    present: u64,
-    fetched: u64,
-    started: Instant,
-    last: Instant,
-    interval: Duration,
+/// A way to show a bake.
+trait View: Send + 'static {
+    /// Something happened.
+    fn on(&mut self, event: &Event<'_>);
+    /// Time went by, whether or not anything happened.
+    fn tick(&mut self, board: &Board);
+    /// It is over.
+    fn end(&mut self) {}
 }
 
-impl Meter {
-    fn new(interval: Duration) -> Self {
-        let now = Instant::now();
-        Self { total: 0, present: 0, fetched: 0, started: now, last: now, interval }
-    }
+/// A view, with what it shows, and a clock.
+struct Shown<V: View> {
+    state: Arc<Mutex<(Board, V)>>,
+    clock: Option<(Sender<()>, JoinHandle<()>)>,
+}
 
-    /// Counts; whether it is time to tell.
-    fn count(&mut self, event: &Event<'_>) -> bool {
-        match event {
-            Event::BlobAdded { size, .. } => self.total += size,
-            Event::BlobDone { size, fetched: false, .. } => self.present += size,
-            Event::BlobProgress { bytes, .. } => self.fetched += bytes,
-            Event::BlobRetried { lost, .. } | Event::BlobFailed { lost, .. } => {
-                self.fetched = self.fetched.saturating_sub(*lost);
+impl<V: View> Shown<V> {
+    fn new(view: V, interval: Duration) -> Self {
+        let state = Arc::new(Mutex::new((Board::new(), view)));
+        let shown = state.clone();
+        let (stop, stopped) = channel::<()>();
+        let tick = move || {
+            while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                let (board, view) = &mut *shown.lock().unwrap_or_else(PoisonError::into_inner);
+                view.tick(board);
             }
-            _ => {}
-        }
-        let due = matches!(event, Event::BlobProgress { .. }) && self.last.elapsed() >= self.interval;
-        if due {
-            self.last = Instant::now();
-        }
-        due
-    }
-
-    /// Bytes a second since the start.
-    fn rate(&self) -> u64 {
-        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        self.fetched.saturating_mul(1000) / millis
-    }
-
-    fn seconds_left(&self) -> Option<u64> {
-        let left = self.total.saturating_sub(self.present + self.fetched);
-        left.checked_div(self.rate())
+        };
+        Self { state, clock: Some((stop, std::thread::spawn(tick))) }
     }
 }
 
-struct Json(Mutex<Meter>);
-
-impl Listener for Json {
+impl<V: View> Listener for Shown<V> {
     fn on(&self, event: &Event<'_>) {
-        let mut meter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if meter.count(event) {
-            output::say_json(
-                &json!({"event": "progress", "bytes": meter.present + meter.fetched, "total": meter.total,
-                "bytes_per_second": meter.rate(), "seconds_left": meter.seconds_left()}),
-            );
+        let (board, view) = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        board.on(event);
+        view.on(event);
+    }
+}
+
+impl<V: View> Drop for Shown<V> {
+    fn drop(&mut self) {
+        if let Some((stop, clock)) = self.clock.take() {
+            drop(stop);
+            // It has nothing to tell.
+            let _ = clock.join();
         }
-        if !matches!(event, Event::BlobProgress { .. } | Event::BlobAdded { .. }) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1.end();
+    }
+}
+
+struct Json;
+
+impl Json {
+    fn begin() -> Self {
+        output::say_json(&json!({"event": "begin", "version": EVENTS_VERSION, "prebake": env!("CARGO_PKG_VERSION")}));
+        Self
+    }
+}
+
+impl View for Json {
+    fn on(&mut self, event: &Event<'_>) {
+        if !matches!(event, Event::BlobProgress { .. }) {
             output::say_json(event);
         }
     }
+
+    fn tick(&mut self, board: &Board) {
+        let Counts { images, done, failed, moving, waiting } = board.counts();
+        output::say_json(&json!({"event": "progress", "images": images, "done": done, "failed": failed,
+            "moving": moving, "waiting": waiting, "layers_unpacking": board.layers, "bytes": board.fetched,
+            "total": board.to_fetch, "bytes_per_second": board.rate(), "seconds_left": board.seconds_left()}));
+    }
 }
 
-struct Plain(Mutex<Meter>);
+struct Plain;
 
-impl Listener for Plain {
-    fn on(&self, event: &Event<'_>) {
-        let mut meter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if meter.count(event) {
-            let left = meter.seconds_left().map_or(String::new(), |seconds| format!(", {seconds} s left"));
-            let (done, total) = (output::bytes(meter.present + meter.fetched), output::bytes(meter.total));
-            output::tell(format!("{done} of {total}, {}/s{left}", output::bytes(meter.rate())));
-        }
+impl View for Plain {
+    fn on(&mut self, event: &Event<'_>) {
         if let Some(line) = line(event) {
             output::tell(line);
+        }
+    }
+
+    fn tick(&mut self, board: &Board) {
+        let parts: Vec<String> = board.images(0).into_iter().chain(board.bytes()).collect();
+        if !parts.is_empty() {
+            output::tell(parts.join("; "));
         }
     }
 }
@@ -113,18 +132,11 @@ impl Listener for Plain {
 /// What a person wants to read about an event.
 fn line(event: &Event<'_>) -> Option<String> {
     Some(match event {
-        Event::Waiting { holder } => waiting(holder),
         Event::ImageResolved { image, digest, platforms, blobs, bytes } => {
             let platforms: Vec<String> = platforms.iter().map(ToString::to_string).collect();
             let (platforms, bytes) = (platforms.join(", "), output::bytes(*bytes));
             format!("resolved {image} to {digest} ({platforms}, {blobs} blobs, {bytes})")
         }
-        Event::BlobRetried { digest, reason, .. } => format!("again: {digest}: {reason}"),
-        Event::Again { reason, tries, of, .. } => format!("again after try {tries} of {of}: {reason}"),
-        Event::Limited { host, status, wait_seconds } => {
-            format!("{host} answered {status}; nothing is asked of it for {wait_seconds:.1} s")
-        }
-        Event::Quota { host, words, .. } => format!("{host} says that {words} are left"),
         Event::ImageFetched { image, .. } => format!("fetched {image}"),
         Event::Bootstrapped { namespace, images, changed: true } => {
             format!("containerd's metadata names {images} images in {namespace}")
@@ -132,6 +144,20 @@ fn line(event: &Event<'_>) -> Option<String> {
         Event::Bootstrapped { namespace, images, .. } => {
             format!("containerd's metadata named all {images} images in {namespace} before")
         }
+        event => return trouble(event),
+    })
+}
+
+/// What a person has to read about an event, however much happens.
+fn trouble(event: &Event<'_>) -> Option<String> {
+    Some(match event {
+        Event::Waiting { holder } => waiting(holder),
+        Event::BlobRetried { digest, reason, .. } => format!("again: {digest}: {reason}"),
+        Event::Again { reason, tries, of, .. } => format!("again after try {tries} of {of}: {reason}"),
+        Event::Limited { host, status, wait_seconds } => {
+            format!("{host} answered {status}; nothing is asked of it for {wait_seconds:.1} s")
+        }
+        Event::Quota { host, words, .. } => format!("{host} says that {words} are left"),
         _ => return None,
     })
 }
@@ -141,29 +167,25 @@ pub(super) fn waiting(holder: &str) -> String {
     format!("waiting for {holder}, which uses the root")
 }
 
-/// Bars on a terminal: one for the whole, one for each blob that is coming.
-struct Bars {
+/// On a terminal: a bar for each of a few blobs that are coming, then a line and a bar for the whole.
+struct Terminal {
     all: MultiProgress,
+    images: ProgressBar,
     total: ProgressBar,
-    state: Mutex<Shown>,
+    blobs: Vec<(Digest, ProgressBar)>,
 }
 
-#[derive(Default)]
-struct Shown {
-    blobs: HashMap<Digest, ProgressBar>,
-    /// Layers that are being unpacked.
-    layers: usize,
-}
-
-impl Bars {
+impl Terminal {
     fn new() -> Self {
-        let all = MultiProgress::new();
-        let total = all.add(ProgressBar::new(0));
-        total.set_style(style(
-            "total        {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}{msg}",
-        ));
-        total.enable_steady_tick(Duration::from_millis(200));
-        Self { all, total, state: Mutex::default() }
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let images = all.add(ProgressBar::new(0).with_style(style("{wide_msg}")));
+        let total = all.add(ProgressBar::new(0).with_style(style("{wide_bar} {msg}")));
+        Self { all, images, total, blobs: Vec::new() }
+    }
+
+    fn remove(all: &MultiProgress, bar: &ProgressBar) {
+        bar.finish_and_clear();
+        all.remove(bar);
     }
 }
 
@@ -171,61 +193,73 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-impl Listener for Bars {
-    fn on(&self, event: &Event<'_>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Shown { blobs, layers } = &mut *state;
-        match event {
-            Event::LayerStarted { .. } | Event::LayerEnded { .. } => {
-                *layers = if let Event::LayerStarted { .. } = event { *layers + 1 } else { layers.saturating_sub(1) };
-                self.total.set_message(if *layers > 0 { format!("  unpacking {layers}") } else { String::new() });
-            }
-            Event::BlobAdded { size, .. } => self.total.inc_length(*size),
-            Event::BlobStarted { digest, size } if blobs.len() < MAX_BARS => {
-                let bar = self.all.insert_before(&self.total, ProgressBar::new(*size));
-                bar.set_style(style("{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes}"));
-                bar.set_prefix(digest.hex()[..12].to_owned());
-                blobs.insert((*digest).clone(), bar);
-            }
-            Event::BlobProgress { digest, bytes } => {
-                self.total.inc(*bytes);
-                if let Some(bar) = blobs.get(*digest) {
-                    bar.inc(*bytes);
-                }
-            }
-            Event::BlobRetried { digest, lost, .. } => {
-                self.total.dec(*lost);
-                if let Some(bar) = blobs.get(*digest) {
-                    bar.reset();
-                }
-            }
-            Event::BlobFailed { digest, lost } => {
-                self.total.dec(*lost);
-                if let Some(bar) = blobs.remove(*digest) {
-                    bar.finish_and_clear();
-                    self.all.remove(&bar);
-                }
-            }
-            Event::BlobDone { digest, size, fetched } => {
-                if !fetched {
-                    self.total.inc(*size);
-                }
-                if let Some(bar) = blobs.remove(*digest) {
-                    bar.finish_and_clear();
-                    self.all.remove(&bar);
-                }
-            }
-            _ => {}
-        }
-        drop(state);
-        if let Some(line) = line(event) {
-            let _ = self.all.println(line);
-        }
+/// The end of a name, where images of one registry differ.
+fn short(name: &str) -> String {
+    match name.char_indices().nth_back(NAME_WIDTH - 2) {
+        Some((at, _)) if at > 1 => format!("…{}", &name[at..]),
+        _ => format!("{name:NAME_WIDTH$}"),
     }
 }
 
-impl Drop for Bars {
-    fn drop(&mut self) {
+impl View for Terminal {
+    fn on(&mut self, event: &Event<'_>) {
+        let line = match event {
+            Event::ImageFailed { image, error, .. } => Some(format!("failed: {image}: {error}")),
+            event => trouble(event),
+        };
+        if let Some(line) = line {
+            let _ = self.all.println(line);
+        }
+    }
+
+    fn tick(&mut self, board: &Board) {
+        let shown = &board.moving[..board.moving.len().min(MAX_BARS)];
+        self.blobs.retain(|(digest, bar)| {
+            let stays = shown.iter().any(|blob| blob.digest == *digest);
+            if !stays {
+                Self::remove(&self.all, bar);
+            }
+            stays
+        });
+        for Moving { digest, image, size, came } in shown {
+            let known = self.blobs.iter().position(|(known, _)| known == digest);
+            let at = known.unwrap_or_else(|| {
+                let bar = ProgressBar::new(*size).with_style(style("{prefix} {wide_bar} {bytes:>10}/{total_bytes:10}"));
+                bar.set_prefix(format!("{} {}", short(image), &digest.hex()[..8]));
+                self.blobs.push((digest.clone(), self.all.insert_before(&self.images, bar)));
+                self.blobs.len() - 1
+            });
+            self.blobs[at].1.set_position(*came);
+        }
+        if let Some(line) = board.images(WAITING_SHOWN) {
+            self.images.set_message(line);
+        }
+        if let Some(line) = board.bytes() {
+            self.total.set_length(board.to_fetch.unwrap_or(0));
+            self.total.set_position(board.fetched);
+            self.total.set_message(line);
+        }
+    }
+
+    fn end(&mut self) {
+        self.blobs.iter().for_each(|(_, bar)| Self::remove(&self.all, bar));
         let _ = self.all.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_at_their_beginning() {
+        assert_eq!(short("nginx:1").len(), NAME_WIDTH);
+        let long = "registry.example/a/very/long/repository/of/some/team/app:1.27";
+        let cut = short(long);
+        assert_eq!(cut.chars().count(), NAME_WIDTH);
+        assert!(cut.starts_with('…') && long.ends_with(cut.trim_start_matches('…')));
+        for len in NAME_WIDTH - 2..NAME_WIDTH + 3 {
+            assert_eq!(short(&"é".repeat(len)).chars().count(), NAME_WIDTH, "{len}");
+        }
     }
 }

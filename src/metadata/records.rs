@@ -1,6 +1,6 @@
 //! Records of images and blobs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
@@ -121,19 +121,14 @@ pub fn put_image(tx: &mut Tx<'_>, namespace: &str, image: &Image<'_>, now: DateT
         (MEDIA_TYPE, image.target.media_type.as_bytes()),
         (SIZE, size.as_slice()),
     ];
-    let mut changed = false;
-    for (key, value) in target {
-        if bolt_get(tx, &target_path, key)?.as_deref() != Some(value) {
-            bolt_put(tx, &target_path, key, value)?;
-            changed = true;
-        }
-    }
+    let stored = stored(tx, &path)?;
+    let mut changed = put_values(tx, &target_path, &self::stored(tx, &target_path)?, &target)?;
     if changed {
         // They described the earlier target.
         tx.delete(&path, ANNOTATIONS).map_err(bolt_error)?;
     }
-    changed |= add_labels(tx, &path, image.labels)?;
-    touch(tx, &path, changed, now)
+    changed |= add_labels(tx, &path, &stored, image.labels)?;
+    touch(tx, &path, &stored, changed, now)
 }
 
 /// Writes a blob. One that is there with these labels and this source is left alone.
@@ -143,19 +138,53 @@ pub fn put_image(tx: &mut Tx<'_>, namespace: &str, image: &Image<'_>, now: DateT
 pub fn put_blob(tx: &mut Tx<'_>, namespace: &str, blob: &Blob<'_>, now: DateTime<Utc>) -> Result<()> {
     let path = [V1, namespace.as_bytes(), CONTENT, BLOB, blob.digest.as_str().as_bytes()];
     let size = codec::varint(i64::try_from(blob.size).unwrap_or(i64::MAX));
-    let mut changed = bolt_get(tx, &path, SIZE)?.as_deref() != Some(&size);
-    bolt_put(tx, &path, SIZE, &size)?;
+    let stored = stored(tx, &path)?;
+    let mut changed = put_values(tx, &path, &stored, &[(SIZE, &size)])?;
     let mut labels = blob.labels.clone();
     if let Some((host, repository)) = blob.source {
         let key = super::labels::distribution_source(host);
-        let source = bolt_get(tx, &[&path[..], &[LABELS]].concat(), key.as_bytes())?.map(|bytes| lossy(&bytes));
-        labels.extend(super::labels::with_repository(&key, source.as_deref(), repository).map(|value| (key, value)));
+        let source = stored.labels.get(&key).map(String::as_str);
+        labels.extend(super::labels::with_repository(&key, source, repository).map(|value| (key, value)));
     }
-    changed |= add_labels(tx, &path, &labels)?;
-    touch(tx, &path, changed, now)
+    changed |= add_labels(tx, &path, &stored, &labels)?;
+    touch(tx, &path, &stored, changed, now)
 }
 
-fn add_labels(tx: &mut Tx<'_>, path: &Path<'_>, labels: &Labels) -> Result<bool> {
+/// What there is of a record: its plain values, and its labels.
+#[derive(Default)]
+struct Stored {
+    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    labels: Labels,
+}
+
+fn stored(tx: &Tx<'_>, path: &Path<'_>) -> Result<Stored> {
+    let read = tx.peek(path, &mut |view| {
+        let Some(view) = view else { return Ok(Stored::default()) };
+        let mut values = BTreeMap::new();
+        view.each(&mut |key, seen| {
+            if let Seen::Value(value) = seen {
+                values.insert(key.to_vec(), value.to_vec());
+            }
+            Ok(())
+        })?;
+        Ok(Stored { values, labels: labels(&view)? })
+    });
+    read.map_err(bolt_error)
+}
+
+/// Writes those values that are not there so; whether there are any.
+fn put_values(tx: &mut Tx<'_>, path: &Path<'_>, stored: &Stored, values: &[(&[u8], &[u8])]) -> Result<bool> {
+    let mut changed = false;
+    for (key, value) in values {
+        if stored.values.get(*key).map(Vec::as_slice) != Some(*value) {
+            bolt_put(tx, path, key, value)?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+fn add_labels(tx: &mut Tx<'_>, path: &Path<'_>, stored: &Stored, labels: &Labels) -> Result<bool> {
     if labels.iter().any(|label| super::labels::too_long(label).is_some()) {
         return Err(wrong(
             path,
@@ -166,7 +195,7 @@ fn add_labels(tx: &mut Tx<'_>, path: &Path<'_>, labels: &Labels) -> Result<bool>
     let mut changed = false;
     // containerd stores no label without a value.
     for (key, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
-        if bolt_get(tx, &path, key.as_bytes())?.as_deref() != Some(value.as_bytes()) {
+        if stored.labels.get(key) != Some(value) {
             bolt_put(tx, &path, key.as_bytes(), value.as_bytes())?;
             changed = true;
         }
@@ -174,9 +203,9 @@ fn add_labels(tx: &mut Tx<'_>, path: &Path<'_>, labels: &Labels) -> Result<bool>
     Ok(changed)
 }
 
-fn touch(tx: &mut Tx<'_>, path: &Path<'_>, changed: bool, now: DateTime<Utc>) -> Result<()> {
+fn touch(tx: &mut Tx<'_>, path: &Path<'_>, stored: &Stored, changed: bool, now: DateTime<Utc>) -> Result<()> {
     let now = codec::time(now);
-    if bolt_get(tx, path, CREATED)?.is_none() {
+    if !stored.values.contains_key(CREATED) {
         bolt_put(tx, path, CREATED, &now)?;
     }
     if changed {
@@ -374,14 +403,11 @@ pub fn put_snapshot(
 ) -> Result<()> {
     let owner = [V1, snapshot.namespace.as_bytes(), SNAPSHOTS, snapshot.snapshotter.as_bytes()];
     let path = [&owner[..], &[snapshot.key.as_bytes()]].concat();
-    let mut changed = false;
-    for (key, value) in [(NAME, &snapshot.name), (PARENT, &snapshot.parent)] {
-        // The lowest has no parent, not an empty one.
-        if !value.is_empty() && bolt_get(tx, &path, key)?.as_deref() != Some(value.as_bytes()) {
-            bolt_put(tx, &path, key, value.as_bytes())?;
-            changed = true;
-        }
-    }
+    let stored = stored(tx, &path)?;
+    let mut values = vec![(NAME, snapshot.name.as_bytes()), (PARENT, snapshot.parent.as_bytes())];
+    // The lowest has no parent, not an empty one.
+    values.retain(|(_, value)| !value.is_empty());
+    let mut changed = put_values(tx, &path, &stored, &values)?;
     if !snapshot.parent.is_empty() {
         let siblings = [&owner[..], &[snapshot.parent.as_bytes(), CHILDREN]].concat();
         if bolt_get(tx, &siblings, snapshot.key.as_bytes())?.is_none() {
@@ -391,8 +417,8 @@ pub fn put_snapshot(
     if tx.sequence(&owner).map_err(bolt_error)?.unwrap_or(0) < number {
         tx.set_sequence(&owner, number).map_err(bolt_error)?;
     }
-    changed |= add_labels(tx, &path, labels)?;
-    touch(tx, &path, changed, now)
+    changed |= add_labels(tx, &path, &stored, labels)?;
+    touch(tx, &path, &stored, changed, now)
 }
 
 fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -187,7 +188,7 @@ pub struct Committed {
     /// Bytes on disk.
     pub size: u64,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// When it was made.
     pub created: DateTime<Utc>,
 }
@@ -265,7 +266,7 @@ fn put(tx: &mut Tx<'_>, snapshot: &Committed) -> Result<(), bolt::Error> {
         tx.put(&path, b"parent", name.as_bytes())?;
         tx.put(&[V1, PARENTS], &codec::link(*id, snapshot.id), snapshot.name.as_bytes())?;
     }
-    for (key, value) in &snapshot.labels {
+    for (key, value) in &*snapshot.labels {
         tx.put(&[&path[..], &[b"labels"]].concat(), key.as_bytes(), value.as_bytes())?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};
@@ -40,7 +41,8 @@ impl Algorithm {
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
     algorithm: Algorithm,
-    text: String,
+    /// Shared: a bake says each many times.
+    text: Arc<str>,
 }
 
 /// A text that is no digest.
@@ -104,7 +106,7 @@ impl FromStr for Digest {
         if !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(error("something other than lower-case hexadecimal digits"));
         }
-        Ok(Self { algorithm, text: text.to_owned() })
+        Ok(Self { algorithm, text: text.into() })
     }
 }
 
@@ -117,7 +119,7 @@ impl TryFrom<String> for Digest {
 
 impl From<Digest> for String {
     fn from(digest: Digest) -> Self {
-        digest.text
+        digest.text.as_ref().to_owned()
     }
 }
 
@@ -184,7 +186,7 @@ impl Hasher {
             use fmt::Write as _;
             let _ = write!(text, "{byte:02x}");
         }
-        Digest { algorithm, text }
+        Digest { algorithm, text: text.into() }
     }
 }
 

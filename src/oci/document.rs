@@ -78,7 +78,7 @@ pub struct Descriptor {
     pub size: u64,
     /// In an index: whom the entry is for.
     #[serde(skip_serializing)]
-    platform: Option<RawPlatform>,
+    platform: Option<Box<RawPlatform>>,
     #[serde(skip_serializing, default)]
     annotations: Option<BTreeMap<String, String>>,
     #[serde(skip_serializing, default)]
@@ -119,7 +119,7 @@ impl Descriptor {
 
     /// The platform an index entry names.
     pub fn platform(&self) -> Option<Platform> {
-        self.platform.as_ref().map(RawPlatform::normal)
+        self.platform.as_ref().map(|platform| platform.normal())
     }
 }
 

@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 pub use fitness::Unfit;
@@ -149,7 +150,7 @@ pub struct New {
     /// What they take.
     pub usage: Usage,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// When it was made, as its directories and its record say.
     pub created: DateTime<Utc>,
 }
@@ -169,6 +170,8 @@ pub fn check(root: &Root) -> Result<()> {
 pub struct Stored {
     dirs: Dirs,
     records: SnapshotterRecords,
+    /// Whether directories by their ids are there, as far as was asked.
+    dirs_there: Mutex<HashMap<u64, bool>>,
     /// Names by namespace and key.
     by_key: HashMap<(String, String), Vec<String>>,
 }
@@ -195,7 +198,12 @@ impl Stored {
                 by_key.entry((namespace.to_owned(), key.to_owned())).or_default().push(name.clone());
             }
         }
-        Self { dirs, records, by_key }
+        Self { dirs, records, dirs_there: Mutex::default(), by_key }
+    }
+
+    fn is_there(&self, id: u64) -> bool {
+        let mut there = self.dirs_there.lock().unwrap_or_else(PoisonError::into_inner);
+        *there.entry(id).or_insert_with(|| self.dirs.fs(id).is_dir())
     }
 
     /// What all of them take, in bytes on disk.
@@ -213,12 +221,7 @@ impl Stored {
             let whole = |name: &String| {
                 let stored = self.records.snapshots.get(name)?;
                 let id = stored.id.filter(|_| stored.kind == Some(KIND_COMMITTED) && stored.parent == parent)?;
-                self.dirs.fs(id).is_dir().then(|| Present {
-                    name: name.clone(),
-                    id,
-                    bytes: stored.size,
-                    inodes: stored.inodes,
-                })
+                self.is_there(id).then(|| Present { name: name.clone(), id, bytes: stored.size, inodes: stored.inodes })
             };
             let unnamed = || {
                 let names = self.by_key.get(&(namespace.to_owned(), key.to_string()));
@@ -293,7 +296,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Error`]; then nothing is published, and what was staged is gone.
-    pub fn publish(&mut self, new: Vec<New>, sync: impl FnOnce() -> Result<(), RootError>) -> Result<()> {
+    pub fn publish(mut self, new: Vec<New>, sync: impl FnOnce() -> Result<(), RootError>) -> Result<()> {
         if new.is_empty() {
             return Ok(sync()?);
         }
@@ -306,7 +309,6 @@ impl Overlay {
         sync()?;
         let sequence = first + new.len() as u64 - 1;
         self.db.write(sequence, &[])?;
-        self.stored.records.sequence = Some(sequence);
         let mut renamed = Vec::new();
         let mut committed = Vec::new();
         for New { name, parent, mut staged, usage, labels, created } in new {
@@ -331,7 +333,6 @@ impl Overlay {
             }
             staged.keep();
         }
-        self.stored = Stored::new(self.stored.dirs.clone(), self.db.records()?);
         Ok(())
     }
 }

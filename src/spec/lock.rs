@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -14,7 +15,7 @@ const VERSION: u64 = 1;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lock {
     /// By image name.
-    pub images: BTreeMap<String, LockedImage>,
+    pub images: BTreeMap<String, Arc<LockedImage>>,
 }
 
 /// What a name led to.
@@ -108,7 +109,7 @@ impl Lock {
             (Platform::to_string(&platform), LockedPlatform { documents, config: config.0, layers })
         };
         let image = |RawImage { name, target: Line(target, _), platforms }| {
-            (name, LockedImage { target, platforms: platforms.into_iter().map(platform).collect() })
+            (name, Arc::new(LockedImage { target, platforms: platforms.into_iter().map(platform).collect() }))
         };
         Ok(Self { images: raw.images.into_iter().map(image).collect() })
     }
@@ -160,9 +161,11 @@ mod tests {
             layers: vec![(of("tar+gzip", 5), Some(digest(6))), (of("blob", 7), None)],
         };
         let artifact = LockedPlatform { documents: Vec::new(), config: of("config", 4), layers: Vec::new() };
-        let image = |n, platforms: &[(&str, &LockedPlatform)]| LockedImage {
-            target: of("index", n),
-            platforms: platforms.iter().map(|(name, locked)| ((*name).to_owned(), (*locked).clone())).collect(),
+        let image = |n, platforms: &[(&str, &LockedPlatform)]| {
+            Arc::new(LockedImage {
+                target: of("index", n),
+                platforms: platforms.iter().map(|(name, locked)| ((*name).to_owned(), (*locked).clone())).collect(),
+            })
         };
         let lock = Lock {
             images: BTreeMap::from([

@@ -52,10 +52,12 @@ pub struct Node {
 
 impl Node {
     /// By how many blocks two like it may differ. How much ext4 needs to map a large file depends on the holes that it finds
-    /// on the disk, and it finds them when it writes, some time later; how it splits a large directory is its affair too.
+    /// on the disk, and it finds them when it writes, some time later; how it splits a large directory is its affair too, and
+    /// where it keeps extended attributes.
     fn slack(&self) -> u64 {
         let simple = if self.kind == Kind::Directory { A_BLOCK } else { 8 * A_BLOCK };
-        if self.blocks > simple { A_BLOCK } else { 0 }
+        let attributes = if self.xattrs.is_empty() { 0 } else { A_BLOCK };
+        attributes + if self.blocks > simple { A_BLOCK } else { 0 }
     }
 }
 

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use prebake::bake::EVENTS_VERSION;
+use prebake::fixture::Content;
 use serde_json::Value;
 
 use crate::support::content::{build, demo};
@@ -300,14 +302,44 @@ fn an_empty_file_is_an_empty_database() {
     assert_eq!(prebake(root.path(), "images --json").expect(0).stdout.lines().count(), 3);
 }
 
+/// Holds what came as events against their description.
+fn documented(events: &[Value]) {
+    let text = include_str!("../../docs/events.md");
+    for event in events {
+        let name = event["event"].as_str().unwrap();
+        let (_, part) = text.split_once(&format!("\n### `{name}`\n")).unwrap();
+        let part = part.split("\n### ").next().unwrap();
+        for field in event.as_object().unwrap().keys().filter(|field| *field != "event") {
+            assert!(part.contains(&format!("\n| `{field}` |")), "{name}: {field}");
+        }
+    }
+}
+
+/// On a slow way, what comes is told meanwhile: to programs every second, in logs every five.
 #[test]
-fn another_prebake_keeps_this_one_out() {
+fn long_work_is_told_of() {
+    let registry = TestRegistry::slow(large(), 40_000, Duration::from_millis(60));
     let root = tempfile::tempdir().unwrap();
-    let state = root.path().join("var/lib/prebake");
-    fs::create_dir_all(&state).unwrap();
-    let _open = prebake::catalog::Catalog::open(&state).unwrap();
-    let run = prebake(root.path(), "bake localhost:1/a").expect(5);
-    assert!(run.stderr.contains("in use by another prebake"), "{}", run.stderr);
+    let arguments = format!("bake {AMD64} {}", registry.reference("large:1"));
+    let run = prebake(root.path(), &format!("{arguments} --json")).expect(0);
+    let events: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    documented(&events);
+    let told: Vec<&Value> = events.iter().filter(|event| event["event"] == "progress").collect();
+    assert!(told.len() >= 4, "{told:#?}");
+    let last = told.last().unwrap();
+    assert_eq!((&last["images"], &last["moving"], &last["waiting"]), (&1.into(), &1.into(), &0.into()));
+    assert!(last["bytes"].as_u64() < last["total"].as_u64() && last["bytes_per_second"].as_u64().unwrap() > 0);
+    assert!(told.windows(2).all(|two| two[0]["bytes"].as_u64() <= two[1]["bytes"].as_u64()));
+    let again = tempfile::tempdir().unwrap();
+    let run = prebake(again.path(), &arguments).expect(0);
+    let line = run.stderr.lines().find(|line| line.starts_with("0 of 1 images done, 1 coming; ")).unwrap();
+    assert!(line.contains(" of 3.8 MiB, ") && line.ends_with(" s left"), "{line}");
+}
+
+fn large() -> Content {
+    build(
+        "[layer.a]\nfiles = [{ path = \"a\", random = 4000000 }]\n[[image]]\nname = \"large:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"a\"]\n",
+    )
 }
 
 #[test]
@@ -327,6 +359,12 @@ fn json_events_tell_the_whole_story() {
     }
     let failed = events.iter().find(|event| event["event"] == "image_failed").unwrap();
     assert_eq!(failed["kind"], "not-found");
+    assert_eq!((&events[0]["event"], &events[0]["version"]), (&Value::from("begin"), &Value::from(EVENTS_VERSION)));
+    assert_eq!(events[1]["images"].as_array().unwrap().len(), 2);
+    let planned = events.iter().find(|event| event["event"] == "planned").unwrap();
+    let fetched = events.iter().filter(|event| event["event"] == "blob_started");
+    assert_eq!(planned["fetch"], fetched.map(|event| event["size"].as_u64().unwrap()).sum::<u64>());
+    documented(&events);
     assert_eq!(run.stderr, "");
     assert_eq!(run.last_json()["failed"], 1);
     let quiet =

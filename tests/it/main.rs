@@ -25,6 +25,7 @@ mod parsers;
 mod proxy;
 mod referrers;
 mod reproducible;
+mod scale;
 mod soak;
 mod spec;
 mod transfer;
