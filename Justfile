@@ -6,11 +6,12 @@ check:
 test:
     tests/run
 
-# Fetching beside skopeo and ctr, unpacking beside containerd, both over a slow link; the tables go into benches/README.md
+# Fetching beside skopeo and ctr, unpacking beside containerd, both over a slow link, a whole node; the tables go into benches/README.md
 bench-peers rounds="5":
     benches/peers {{rounds}}
     benches/unpack {{rounds}}
     benches/link {{rounds}}
+    benches/node {{rounds}}
 
 # Real images from an embedded registry, into ./prebake-demo
 demo:

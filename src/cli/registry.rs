@@ -12,7 +12,7 @@ use prebake::root::{CONTAINERD_ROOT, Root};
 use prebake::spec::parse_size;
 use serde_json::json;
 
-use super::wanted::Asked;
+use super::wanted::{Asked, NamesArgs};
 use super::{Failed, output};
 
 /// Requests under way at one host, at most.
@@ -158,9 +158,8 @@ enum Command {
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 struct ExplainArgs {
-    /// Images, or repositories
-    #[arg(value_name = "REF", required = true)]
-    references: Vec<Reference>,
+    #[command(flatten)]
+    names: NamesArgs,
     /// The root whose etc/containerd/certs.d counts
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -181,9 +180,10 @@ impl RegistryArgs {
 pub(super) fn run(args: &RegistryArgs) -> Result<u8, Failed> {
     let Command::Explain(args) = &args.command;
     let root = Root::new(&args.root, CONTAINERD_ROOT);
-    let keychain = args.access.keychain(&args.references.iter().collect::<Vec<_>>())?;
+    let references = args.names.references()?;
+    let keychain = args.access.keychain(&references.iter().collect::<Vec<_>>())?;
     let dirs = args.access.hosts(&root, None)?;
-    for (i, reference) in args.references.iter().enumerate() {
+    for (i, reference) in references.iter().enumerate() {
         let hosts = dirs.hosts(reference.registry(), args.access.plain_http).map_err(Failed::new)?;
         if args.json {
             output::say_json_lines(hosts.iter().map(|host| as_json(reference, host, &keychain)));

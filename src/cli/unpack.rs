@@ -7,21 +7,22 @@ use prebake::oci::Reference;
 
 use super::bake::{self, LimitArgs};
 use super::output::{self, OutputArgs};
-use super::{Failed, RootArgs, TimesArgs, progress, wanted};
+use super::wanted::{self, NamesArgs};
+use super::{Failed, RootArgs, TimesArgs, progress};
 
 const EXAMPLES: &str = "\
 Examples:
   prebake unpack --root ./chroot                                every image that is in the root
-  prebake unpack --root ./chroot registry.k8s.io/pause:3.10     only this one";
+  prebake unpack --root ./chroot registry.k8s.io/pause:3.10     only this one
+  prebake unpack --root ./chroot --file images.txt              those of a list, or of a bake.toml";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct UnpackArgs {
     #[command(flatten)]
     root: RootArgs,
-    /// Images that were fetched before; all of them without any
-    #[arg(value_name = "REF")]
-    references: Vec<Reference>,
+    #[command(flatten)]
+    names: NamesArgs,
     /// containerd's namespace
     #[arg(long, env = "CONTAINERD_NAMESPACE", default_value = K8S_NAMESPACE, value_parser = wanted::namespace)]
     namespace: String,
@@ -35,9 +36,10 @@ pub(super) struct UnpackArgs {
 
 pub(super) fn run(args: &UnpackArgs) -> Result<u8, Failed> {
     let output = args.output;
+    let names = if args.names.is_empty() { Vec::new() } else { args.names.references()? };
     let request = UnpackRequest {
         root: args.root.existing()?,
-        names: args.references.iter().map(Reference::to_string).collect(),
+        names: names.iter().map(Reference::to_string).collect(),
         namespace: args.namespace.clone(),
         max_unpacked: args.limit.max_unpacked,
         epoch: args.times.source_date_epoch,

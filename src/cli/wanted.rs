@@ -14,15 +14,22 @@ use prebake::trust::PublicKey;
 
 use super::{Failed, RootArgs};
 
-/// Which images, and where to.
+/// Which images.
 #[derive(Args)]
-pub(super) struct WantedArgs {
+pub(super) struct NamesArgs {
     /// Images: nginx, nginx:1.27, registry.example:5000/team/app@sha256:…
-    #[arg(value_name = "REF", required_unless_present = "file")]
+    #[arg(value_name = "REF")]
     references: Vec<String>,
     /// A bake.toml, or a list with one reference a line (# starts a comment); - is standard input
     #[arg(long, short, value_name = "FILE")]
     file: Vec<PathBuf>,
+}
+
+/// Which images, and where to.
+#[derive(Args)]
+pub(super) struct WantedArgs {
+    #[command(flatten)]
+    names: NamesArgs,
     /// The root: a chroot, a mounted disk image, an empty folder [default: what the bake.toml says]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -77,9 +84,22 @@ fn key(path: &Path) -> Result<PublicKey, String> {
     PublicKey::parse(&pem).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-impl WantedArgs {
+impl NamesArgs {
+    /// Whether no image is named, and no file either.
+    pub(super) fn is_empty(&self) -> bool {
+        self.references.is_empty() && self.file.is_empty()
+    }
+
+    /// The images' names alone; without any, an error.
+    pub(super) fn references(&self) -> Result<Vec<Reference>, Failed> {
+        Ok(self.read()?.0.into_iter().map(|image| image.reference).collect())
+    }
+
     /// Reads the files; everything that is wrong with references is named at once.
-    pub(super) fn asked(&self) -> Result<Asked, Failed> {
+    fn read(&self) -> Result<(Vec<Image>, Spec), Failed> {
+        if self.is_empty() {
+            return Err(Failed::usage("no images: name some, or a --file that does; --help has examples"));
+        }
         let mut wrong = Vec::new();
         let mut images = Vec::new();
         for text in &self.references {
@@ -114,10 +134,14 @@ impl WantedArgs {
         if images.is_empty() {
             return Err(Failed::usage("no images: the file names none"));
         }
-        self.merge(images, all)
+        Ok((images, all))
     }
+}
 
-    fn merge(&self, images: Vec<Image>, spec: Spec) -> Result<Asked, Failed> {
+impl WantedArgs {
+    /// What the arguments and the files come to.
+    pub(super) fn asked(&self) -> Result<Asked, Failed> {
+        let (images, spec) = self.names.read()?;
         let target = &spec.target;
         let root = self.root.clone().or_else(|| target.root.clone()).or_else(|| self.default_root.clone());
         let root =
@@ -158,12 +182,11 @@ impl WantedArgs {
         }
         Ok(Asked { root, images, trusted, spec })
     }
-}
 
-impl WantedArgs {
     /// Where the lock is.
     pub(super) fn lock_path(&self) -> Result<PathBuf, Failed> {
-        let beside = self.file.iter().find(|path| *path != Path::new("-")).map(|path| path.with_extension("lock"));
+        let beside =
+            self.names.file.iter().find(|path| *path != Path::new("-")).map(|path| path.with_extension("lock"));
         let path = self.lock_file.clone().or(beside);
         path.ok_or_else(|| Failed::usage("no lock: --lock-file names one, or --file what it is beside"))
     }

@@ -209,16 +209,17 @@ impl<'a> Applier<'a> {
             rustix::fs::mkdirat(&fd, name, Mode::from_raw_mode(IMPLIED_MODE))?;
             // Whatever the umask, and the directory it is in.
             rustix::fs::chmodat(&fd, name, Mode::from_raw_mode(IMPLIED_MODE), AtFlags::empty())?;
-            self.copy_from_lower(path, fd.as_fd(), name)?;
-            self.implied.push(path, &self.time);
+            let copied = self.copy_from_lower(path, fd.as_fd(), name)?;
+            self.implied.push(path, copied.as_ref().unwrap_or(&self.time));
             fd = self.tree.open_dir(path)?;
         }
         Ok(fd)
     }
 
-    /// Gives a new directory what the next layer below that has it says: owner, mode, times and extended attributes.
-    fn copy_from_lower(&mut self, path: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-        let Onto::Layers(lowers) = self.onto else { return Ok(()) };
+    /// Gives a new directory what the next layer below that has it says: owner, mode, times, which it returns, and extended
+    /// attributes.
+    fn copy_from_lower(&mut self, path: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Timestamps>> {
+        let Onto::Layers(lowers) = self.onto else { return Ok(None) };
         for n in 0.. {
             if n == self.lowers.len() {
                 match lowers(n)? {
@@ -239,9 +240,9 @@ impl<'a> Applier<'a> {
             rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
             let from = open_to_list(lower.as_fd(), if there.is_empty() { b"." } else { &there })?;
             self.acls |= copy_xattrs(from.as_fd(), open_to_list(dir, name)?.as_fd())?;
-            break;
+            return Ok(Some(times));
         }
-        Ok(())
+        Ok(None)
     }
 
     fn whiteout(&mut self, entry: &Entry, dir: &Rc<Dir>, name: &[u8], original: &[u8]) -> Result<()> {
@@ -442,7 +443,11 @@ impl<'a> Applier<'a> {
     fn directory_times(&mut self) -> Result<()> {
         for (path, times) in std::mem::take(&mut self.implied).iter() {
             match self.tree.open_dir(&path) {
-                Ok(fd) => rustix::fs::utimensat(fd, ".", &times, AtFlags::empty())?,
+                // What was made or removed in it has changed the time it got.
+                Ok(fd) if modified(&rustix::fs::fstat(&fd)?) != times.last_modification => {
+                    rustix::fs::utimensat(fd, ".", &self.time, AtFlags::empty())?;
+                }
+                Ok(_) => {}
                 // It was removed, or something took its place.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(errno) => return Err(errno.into()),
