@@ -197,8 +197,9 @@ impl Catalog {
     /// [`Error::Redb`].
     pub fn failed(&self) -> Result<BTreeSet<(String, String)>> {
         let state = self.state();
+        let Some(saved) = &state.saved else { return Ok(BTreeSet::new()) };
         let mut all = BTreeSet::new();
-        for row in state.saved.iter().flat_map(|saved| saved.failed.range::<&str>(..)).flatten() {
+        for row in saved.failed.range::<&str>(..).map_err(|e| self.redb(e))? {
             let (key, _) = row.map_err(|e| self.redb(e))?;
             all.extend(key.value().split_once('\0').map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
         }
@@ -217,8 +218,8 @@ impl Catalog {
             put(&mut new.images, known, key(namespace, &image.name), encode(image)).map_err(|e| self.redb(e))?;
         }
         for (digest, stat) in blobs {
-            let (known, record) =
-                (saved.as_ref().map(|saved| &saved.blobs), BlobRecord { size: stat.size, mtime: stat.mtime });
+            let known = saved.as_ref().map(|saved| &saved.blobs);
+            let record = BlobRecord { size: stat.size, mtime: stat.mtime };
             put(&mut new.blobs, known, digest.to_string(), encode(&record)).map_err(|e| self.redb(e))?;
         }
         if Instant::now() >= new.due { self.save_in(&mut state) } else { Ok(()) }
@@ -286,8 +287,9 @@ impl New {
 
 impl Saved {
     fn open(path: &Path) -> Result<Option<Self>, redb::Error> {
-        // A link could lead out of the root that is being baked.
-        let file = match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path) {
+        // A link could lead out of the root that is being baked; a pipe would never open.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),

@@ -13,7 +13,7 @@ use super::record::{Baked, Snapshots, record};
 use super::referrers::referring;
 use super::settle::Before;
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Error, Event, Failure, Listener, Outcome, Report, Result, Totals, lock};
+use super::{Error, Event, Failure, Listener, Outcome, Report, Result, Totals, add_times, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
 use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
@@ -73,9 +73,7 @@ pub async fn unpack(
         let with_stack = |mut image: ImageRecord| {
             let stack = stack(&store, &image).map_err(|error| Failure::new(&error))?.map(Arc::new);
             image.created = image.created.or_else(|| stack.as_ref()?.created.clone());
-            let chains = stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
-            let parts = image.blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains);
-            times.add(image.created.as_deref(), parts);
+            add_times(&mut times, image.created.as_deref(), &image.blobs, stack.as_deref());
             Ok((image, stack))
         };
         (name, image.map(|image| image.and_then(with_stack)))

@@ -41,7 +41,7 @@ use unpack::{Stack, Unpacker};
 
 use crate::bolt::Lock;
 use crate::bootstrap::offline;
-use crate::catalog::{self, Catalog};
+use crate::catalog::{self, Catalog, ImageBlob};
 use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb, Wait};
@@ -461,11 +461,14 @@ fn unpacked_bytes(root: &Root, snapshots: Option<&Snapshots>) -> Result<u64> {
 fn times(epoch: Option<u32>, images: &Images<Resolved>) -> Times {
     let mut times = Times::new(epoch);
     for image in images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok()) {
-        let chains = image.stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
-        let parts = image.blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains);
-        times.add(image.origin.created.as_deref(), parts);
+        add_times(&mut times, image.origin.created.as_deref(), &image.blobs, image.stack.as_deref());
     }
     times
+}
+
+fn add_times(times: &mut Times, created: Option<&str>, blobs: &[ImageBlob], stack: Option<&Stack>) {
+    let chains = stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
+    times.add(created, blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains));
 }
 
 fn details(plan: Plan, wanted: bool, images: &Images<Resolved>) -> Vec<Detail> {
@@ -534,7 +537,7 @@ pub fn bootstrap(
     let store = Store::open(root)?;
     let mut times = Times::new(epoch);
     for record in &records {
-        times.add(record.created.as_deref(), record.blobs.iter().map(|blob| &blob.descriptor.digest));
+        add_times(&mut times, record.created.as_deref(), &record.blobs, None);
     }
     let fetched =
         records.into_iter().map(|record| (record.name.clone(), Some(Ok(Baked::fetched(namespace, record))))).collect();
