@@ -252,15 +252,15 @@ impl Catalog {
         }
         let start = Instant::now();
         let path = self.path.with_file_name(NEW_FILE);
-        let written = write(&path, state).and_then(|()| Ok(fs::rename(&path, &self.path)?));
-        written.and_then(|()| Saved::open(&self.path)).map_or_else(
-            |error| Err(failed(&self.path, error)),
-            |saved| {
-                let due = Instant::now() + SAVE_EVERY.max(start.elapsed() * SAVE_SHARE);
-                *state = State { saved, new: New { due, ..New::default() } };
-                Ok(())
-            },
-        )
+        if let Err(error) = write(&path, state).and_then(|()| Ok(fs::rename(&path, &self.path)?)) {
+            // On a full disk, it takes what others need.
+            let _ = fs::remove_file(&path);
+            return Err(failed(&self.path, error));
+        }
+        let saved = Saved::open(&self.path).map_err(|error| failed(&self.path, error))?;
+        let due = Instant::now() + SAVE_EVERY.max(start.elapsed() * SAVE_SHARE);
+        *state = State { saved, new: New { due, ..New::default() } };
+        Ok(())
     }
 
     fn redb(&self, error: impl Into<redb::Error>) -> Error {

@@ -59,6 +59,17 @@ pub(super) enum Coming {
     InPlace,
 }
 
+/// What there is of a blob.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnDisk {
+    /// No file of its size.
+    Nothing,
+    /// A file that is to be hashed.
+    File,
+    /// Its file, as it was when it was last found to be right.
+    Known,
+}
+
 /// How to ask for something small.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Small {
@@ -164,17 +175,15 @@ impl Blobs {
         if let Some(digest) = &digest
             && let Some(stat) = self.store.stat(digest)?
             && stat.size <= MAX_DOCUMENT
-            && self.is_whole(&Descriptor::new("", digest.clone(), stat.size)).await?
+            && let room = self.client.room(stat.size).await
+            && let Some(bytes) = self.read_whole(&Descriptor::new("", digest.clone(), stat.size)).await?
         {
             let declared = match (before.filter(|target| target.digest == *digest), catalog) {
                 (Some(target), _) => target.media_type,
                 (None, Some(catalog)) => self.declared(catalog, namespace, digest)?,
                 (None, None) => String::new(),
             };
-            let descriptor = Descriptor::new(declared, digest.clone(), stat.size);
-            let room = self.client.room(stat.size).await;
-            let raw = self.read(&descriptor, room).await?;
-            return Ok((descriptor, raw));
+            return Ok((Descriptor::new(declared, digest.clone(), stat.size), RawDocument::new(bytes, room)));
         }
         let mut tries = 1;
         loop {
@@ -293,29 +302,26 @@ impl Blobs {
 
     /// Makes sure that the blobs of an image are in place.
     pub(super) async fn ensure_all(self: &Arc<Self>, reference: &Reference, blobs: &[ImageBlob]) -> Result<()> {
-        let known = {
-            let (this, digests) = (self.clone(), blobs.iter().map(|blob| blob.descriptor.clone()).collect::<Vec<_>>());
-            blocking(move || digests.iter().map(|descriptor| this.is_known(descriptor)).collect::<Result<Vec<_>>>())
-                .await?
-        };
-        let each = blobs.iter().zip(known).map(|(blob, known)| self.ensure(reference, &blob.descriptor, known));
+        let (this, all) = (self.clone(), blobs.iter().map(|blob| blob.descriptor.clone()).collect::<Vec<_>>());
+        let found = blocking(move || all.iter().map(|blob| this.find(blob)).collect::<Result<Vec<_>>>()).await?;
+        let each = blobs.iter().zip(found).map(|(blob, found)| self.ensure(reference, &blob.descriptor, found));
         let mut all: FuturesUnordered<_> = each.collect();
         while all.try_next().await?.is_some() {}
         Ok(())
     }
 
-    /// Makes sure that a blob is in place; `known` when it was found there.
-    async fn ensure(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, known: bool) -> Result<()> {
+    /// Makes sure that a blob is in place, of which this was found before.
+    async fn ensure(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, found: OnDisk) -> Result<()> {
         let mut guard = self.lock(descriptor).await?;
         if guard.is_some() {
             return Ok(());
         }
-        if known {
+        if found == OnDisk::Known {
             self.done(descriptor, guard, false);
             return Ok(());
         }
         let _permit = self.permits.acquire().await.map_err(|_| Error::Task)?;
-        if self.is_whole(descriptor).await? {
+        if found == OnDisk::File && self.is_whole(descriptor).await? {
             self.done(descriptor, guard, false);
             return Ok(());
         }
@@ -546,37 +552,29 @@ impl Blobs {
     /// Whether the blob's file is there and right: known to the catalog, or hashed now.
     pub(super) async fn is_whole(self: &Arc<Self>, descriptor: &Descriptor) -> Result<bool> {
         let (blobs, descriptor) = (self.clone(), descriptor.clone());
-        blocking(move || {
-            if blobs.is_known(&descriptor)? {
-                return Ok(true);
-            }
-            if blobs.store.stat(&descriptor.digest)?.is_none_or(|stat| stat.size != descriptor.size) {
-                return Ok(false);
-            }
-            match blobs.store.verify(&descriptor.digest) {
+        blocking(move || match blobs.find(&descriptor)? {
+            OnDisk::Known => Ok(true),
+            OnDisk::Nothing => Ok(false),
+            OnDisk::File => match blobs.store.verify(&descriptor.digest) {
                 Ok(()) => Ok(true),
                 Err(content::Error::WrongDigest { .. }) => Ok(false),
                 Err(error) => Err(error.into()),
-            }
+            },
         })
         .await
     }
 
-    /// Whether the blob's file is there as it was when it was last found to be right.
-    fn is_known(&self, descriptor: &Descriptor) -> Result<bool> {
-        let stat = self.store.stat(&descriptor.digest)?.filter(|stat| stat.size == descriptor.size);
-        Ok(match (stat, self.catalog()) {
-            (None, _) => false,
-            (Some(stat), Some(catalog)) => {
-                let known = catalog.is_verified(&descriptor.digest, stat)?;
-                if known {
-                    self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(descriptor.digest.clone());
-                }
-                known
-            }
+    fn find(&self, Descriptor { digest, size, .. }: &Descriptor) -> Result<OnDisk> {
+        let Some(stat) = self.store.stat(digest)?.filter(|stat| stat.size == *size) else { return Ok(OnDisk::Nothing) };
+        let Some(catalog) = self.catalog() else {
             // Who only looks does not hash layers.
-            (Some(_), None) => descriptor.size > MAX_DOCUMENT,
-        })
+            return Ok(if *size > MAX_DOCUMENT { OnDisk::Known } else { OnDisk::File });
+        };
+        if !catalog.is_verified(digest, stat)? {
+            return Ok(OnDisk::File);
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone());
+        Ok(OnDisk::Known)
     }
 
     /// What is known of a blob; the first to ask makes it known.

@@ -10,6 +10,12 @@ use super::{Event, Failure, Listener, Result};
 /// Images by name, and how far each came; `None` where it was stopped.
 pub(super) type Images<T> = Vec<(String, Option<Result<T, Failure>>)>;
 
+/// Tells which images it is about.
+pub(super) fn tell_names<T>(images: &Images<T>, listener: &dyn Listener) {
+    let names: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
+    listener.on(&Event::Images { images: &names });
+}
+
 /// How many at a time, and whether the first failure is the end.
 #[derive(Clone, Copy)]
 pub(super) struct Pace {

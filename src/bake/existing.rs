@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::blobs::Coming;
-use super::each::{Images, Pace, each};
+use super::each::{Images, Pace, each, tell_names};
 use super::record::{Baked, Snapshots, record};
 use super::referrers::referring;
-use super::settle::Before;
+use super::settle::{Before, add_times};
 use super::unpack::{Source, Stack, Unpacker};
-use super::{Error, Event, Failure, Listener, Outcome, Report, Result, Totals, add_times, lock};
+use super::{Error, Failure, Listener, Outcome, Report, Result, Totals, lock};
 use crate::catalog::{Catalog, ImageBlob, ImageRecord};
 use crate::content::{Store, walk};
 use crate::metadata::{self, ImageRow, MetaDb, labels};
@@ -67,7 +67,7 @@ pub async fn unpack(
     let store = Store::create(&request.root)?;
     let snapshots = Snapshots::open(&request.root, &mut meta)?;
     let images = images(&request, &store, &mut meta)?;
-    listener.on(&Event::Images { images: &images.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>() });
+    tell_names(&images, &*listener);
     let mut times = Times::new(request.epoch);
     let with_stack = |(name, image): (String, Option<Result<ImageRecord, Failure>>)| {
         let with_stack = |mut image: ImageRecord| {

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blobs::{Blobs, Place};
-use each::{Images, each};
+use each::{Images, each, tell_names};
 pub use event::{EVENTS_VERSION, Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
@@ -36,12 +36,12 @@ pub use plan::{Estimate, Plan, Planned, plan};
 pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
 use record::{Baked, Snapshots, record};
 pub use report::{Detail, Recorder};
-use settle::Before;
+use settle::{Before, add_times, times_of};
 use unpack::{Stack, Unpacker};
 
 use crate::bolt::Lock;
 use crate::bootstrap::offline;
-use crate::catalog::{self, Catalog, ImageBlob};
+use crate::catalog::{self, Catalog};
 use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
 use crate::metadata::{self, MetaDb, Wait};
@@ -391,7 +391,7 @@ pub async fn run(
         let failed = catalog.failed()?;
         wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
     }
-    listener.on(&Event::Images { images: &wanted.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>() });
+    tell_names(&wanted, &*listener);
     let keys: Vec<_> = wanted.iter().filter_map(|(_, image)| Some(image.as_ref()?.as_ref().ok()?.key())).collect();
     let blobs = Blobs::new(&request, store.clone(), Place::Root(catalog.clone()), listener.clone())?;
     let fetcher = Fetcher::new(&request, blobs);
@@ -414,8 +414,8 @@ pub async fn run(
     let plan = ground.plan(policies, &mut meta, &mut images)?;
     plan.check(policies)?;
     listener.on(&Event::Planned { fetch: plan.fetch, store: plan.store, snapshots: plan.snapshots.bytes });
-    let details = details(plan, request.detailed, &images);
-    let times = Arc::new(times(request.epoch, &images));
+    let details = if request.detailed { details(plan, &images) } else { Vec::new() };
+    let times = Arc::new(times_of(request.epoch, &images));
     let unpacker = snapshots.as_ref().map(|snapshots| {
         let (dirs, listener) = (snapshots.dirs(), listener.clone());
         Arc::new(Unpacker::new(dirs, store.clone(), listener, policies.max_unpacked, times.clone()))
@@ -458,27 +458,9 @@ fn unpacked_bytes(root: &Root, snapshots: Option<&Snapshots>) -> Result<u64> {
     }
 }
 
-fn times(epoch: Option<u32>, images: &Images<Resolved>) -> Times {
-    let mut times = Times::new(epoch);
-    for image in images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok()) {
-        add_times(&mut times, image.origin.created.as_deref(), &image.blobs, image.stack.as_deref());
-    }
-    times
-}
-
-fn add_times(times: &mut Times, created: Option<&str>, blobs: &[ImageBlob], stack: Option<&Stack>) {
-    let chains = stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
-    times.add(created, blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains));
-}
-
-fn details(plan: Plan, wanted: bool, images: &Images<Resolved>) -> Vec<Detail> {
+fn details(plan: Plan, images: &Images<Resolved>) -> Vec<Detail> {
     let resolved = images.iter().map(|(_, image)| image.as_ref()?.as_ref().ok());
-    plan.images
-        .into_iter()
-        .zip(resolved)
-        .filter(|_| wanted)
-        .filter_map(|(planned, image)| Some(Detail::of(planned, image?)))
-        .collect()
+    plan.images.into_iter().zip(resolved).filter_map(|(planned, image)| Some(Detail::of(planned, image?))).collect()
 }
 
 /// The images, each once.

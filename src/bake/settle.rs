@@ -1,4 +1,5 @@
-//! Once a bake is over: whatever it changed gets a time that does not tell when it ran.
+//! The times of a bake: those of its images' parts; and, once it is over, of whatever else it changed, so that nothing tells
+//! when it ran.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +9,27 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 
 use super::Result;
+use super::each::Images;
+use super::fetch::Resolved;
+use super::unpack::Stack;
+use crate::catalog::ImageBlob;
 use crate::root::{self, Root, RootError};
+use crate::times::Times;
+
+/// The times of images that are resolved.
+pub(super) fn times_of(epoch: Option<u32>, images: &Images<Resolved>) -> Times {
+    let mut times = Times::new(epoch);
+    for image in images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok()) {
+        add_times(&mut times, image.origin.created.as_deref(), &image.blobs, image.stack.as_deref());
+    }
+    times
+}
+
+/// Adds an image with its blobs and its layers' chains.
+pub(super) fn add_times(times: &mut Times, created: Option<&str>, blobs: &[ImageBlob], stack: Option<&Stack>) {
+    let chains = stack.iter().flat_map(|stack| &stack.layers).map(|layer| &layer.chain);
+    times.add(created, blobs.iter().map(|blob| &blob.descriptor.digest).chain(chains));
+}
 
 /// The directories and databases that a bake may change, each with its time. Blobs and snapshots are not among them: they
 /// have their times from what made them.

@@ -25,7 +25,7 @@ pub(super) struct Board {
     images: Vec<String>,
     /// Images that are over, and how many of them failed.
     ended: HashSet<String>,
-    pub(super) failed: usize,
+    failed: usize,
     resolved: usize,
     /// Blobs that are coming, in the order they began.
     pub(super) moving: Vec<Moving>,

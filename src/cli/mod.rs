@@ -92,14 +92,6 @@ struct RootArgs {
     lock_timeout: u64,
 }
 
-/// When things were made.
-#[derive(Args)]
-struct TimesArgs {
-    /// When everything in the root was made, in seconds since 1970; without it, the images tell, never the clock
-    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH")]
-    source_date_epoch: Option<u32>,
-}
-
 impl RootArgs {
     fn root(&self) -> Root {
         Root::new(&self.root, &self.containerd_root)
@@ -127,6 +119,14 @@ impl RootArgs {
         }
         Ok(self.root())
     }
+}
+
+/// When things were made.
+#[derive(Args)]
+struct TimesArgs {
+    /// When everything in the root was made, in seconds since 1970; without it, the images tell, never the clock
+    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH")]
+    source_date_epoch: Option<u32>,
 }
 
 /// Why a command as a whole failed.

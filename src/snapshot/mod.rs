@@ -103,8 +103,9 @@ impl Staged {
         Ok(File::open(self.fs_path())?.into())
     }
 
-    fn keep(mut self) {
-        self.path = PathBuf::new();
+    /// Its directory, which is not removed any more.
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.path)
     }
 }
 
@@ -295,7 +296,8 @@ impl Overlay {
     /// Gives staged layers their ids, names and records. Everything in them is durable before: `sync` is called first.
     ///
     /// # Errors
-    /// [`Error`]; then nothing is published, and what was staged is gone.
+    /// [`Error`]; before the records are written, nothing is published then, and what was staged is gone. Behind them, it is
+    /// published, and has other times than it should.
     pub fn publish(mut self, new: Vec<New>, sync: impl FnOnce() -> Result<(), RootError>) -> Result<()> {
         if new.is_empty() {
             return Ok(sync()?);
@@ -325,14 +327,40 @@ impl Overlay {
         let sync_dirs = || File::open(&self.stored.dirs.0)?.sync_all();
         sync_dirs().map_err(io("syncing", &self.stored.dirs.0))?;
         self.db.write(sequence, &committed)?;
-        for (staged, created) in renamed {
+        // They have their records: whatever fails from here on, they stay.
+        let kept: Vec<_> = renamed.into_iter().map(|(staged, created)| (staged.keep(), created)).collect();
+        for (path, created) in kept {
             // One that stays does no harm, and the next run removes it.
-            let _ = fs::remove_file(staged.path.join(MARK));
-            for dir in [staged.path.join(WORK), staged.path.clone()] {
+            let _ = fs::remove_file(path.join(MARK));
+            for dir in [path.join(WORK), path] {
                 root::date(&dir, created.timestamp())?;
             }
-            staged.keep();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::CONTAINERD_ROOT;
+
+    #[test]
+    fn what_has_its_record_stays_whatever_fails_behind() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = Root::new(dir.path(), CONTAINERD_ROOT);
+        let overlay = Overlay::create(&root).expect("made");
+        let chain = Digest::of(b"chain");
+        let name = format!("k8s.io/1/{chain}");
+        let staged = overlay.dirs().stage("one").expect("staged");
+        // It cannot be given its time.
+        fs::remove_dir(staged.path.join(WORK)).expect("removed");
+        let (usage, labels, created) = Default::default();
+        let new = New { name: name.clone(), parent: None, staged, usage, labels, created };
+        overlay.publish(vec![new], || root.sync()).expect_err("no directory to give a time to");
+        let again = Overlay::create(&root).expect("opened");
+        let present = again.stored().present("k8s.io", &[chain], &HashMap::new());
+        assert_eq!(present.iter().map(|present| &present.name).collect::<Vec<_>>(), [&name]);
+        assert!(!again.dirs().0.join("1").join(MARK).exists());
     }
 }
