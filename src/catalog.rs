@@ -191,6 +191,34 @@ impl Catalog {
         range.map(|row| self.decode(row.map_err(|e| self.redb(e))?.1.value())).collect()
     }
 
+    /// The fetched images of all namespaces, each with its namespace.
+    ///
+    /// # Errors
+    /// [`Error::Redb`], [`Error::Record`].
+    pub fn all_images(&self) -> Result<Vec<(String, ImageRecord)>> {
+        let state = self.state();
+        let Some(saved) = &state.saved else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for row in saved.images.range::<&str>(..).map_err(|e| self.redb(e))? {
+            let (key, value) = row.map_err(|e| self.redb(e))?;
+            let namespace = key.value().split('\0').next().unwrap_or_default().to_owned();
+            all.push((namespace, self.decode(value.value())?));
+        }
+        Ok(all)
+    }
+
+    /// Forgets images, by namespace and name, once it is saved.
+    pub fn forget(&self, images: &[(String, String)]) {
+        let mut state = self.state();
+        for (namespace, name) in images {
+            let key = key(namespace, name);
+            let known = state.saved.as_ref().is_some_and(|saved| matches!(saved.images.get(key.as_str()), Ok(Some(_))));
+            if known {
+                state.new.images.insert(key, None);
+            }
+        }
+    }
+
     /// The images, by namespace and name, that failed when they were last baked.
     ///
     /// # Errors

@@ -279,6 +279,11 @@ impl From<&care::Error> for Kind {
             Error::Content(error) => error.into(),
             Error::Metadata(error) => error.into(),
             Error::Root(error) => error.into(),
+            Error::Catalog(error) => error.into(),
+            Error::Snapshot(error) => error.into(),
+            Error::Unsound(_) => Self::Corrupt,
+            Error::NoImage(_) => Self::NotFound,
+            Error::Ambiguous(_) => Self::InvalidInput,
         }
     }
 }

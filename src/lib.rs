@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod care;
 pub mod catalog;
 pub mod content;
+pub mod duration;
 pub mod fixture;
 pub mod kind;
 pub mod layer;

@@ -56,7 +56,7 @@ impl Named {
                 let sequence = metadata::snapshot_sequence(tx, &namespace, OVERLAYFS)?;
                 let mut named = NamedHere { names: HashMap::new(), sequence };
                 for row in metadata::snapshots(tx, &namespace)? {
-                    let row = row?;
+                    let (row, _) = row?;
                     if row.snapshotter == OVERLAYFS {
                         named.names.insert(row.key, row.name);
                     }

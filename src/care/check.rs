@@ -1,6 +1,6 @@
 //! Whether everything in a root is as containerd needs it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
@@ -9,7 +9,7 @@ use super::{Result, snapshots};
 use crate::bolt::{Lock, Problem};
 use crate::content::{self, Entry, Stat, Store};
 use crate::content::{Walk, walk};
-use crate::metadata::{self, BlobRow, ImageRow, Labels, MetaDb, Snapshot, Wait, labels};
+use crate::metadata::{self, BlobRow, Contents, ImageRow, Labels, MetaDb, Snapshot, Wait, labels};
 use crate::oci::{Descriptor, Digest, media_type};
 use crate::parallel;
 use crate::root::Root;
@@ -86,13 +86,18 @@ struct Checker {
 
 /// One namespace's records.
 struct Records {
-    blobs: BTreeMap<Digest, BlobRow>,
-    snapshots: Vec<Snapshot>,
+    all: Contents,
     /// Snapshotter and key of each snapshot.
     keys: HashSet<(String, String)>,
 }
 
 impl Records {
+    fn new(all: Contents) -> Self {
+        let key = |(snapshot, _): &(Snapshot, Labels)| (snapshot.snapshotter.clone(), snapshot.key.clone());
+        let keys = all.snapshots.iter().map(key).collect();
+        Self { all, keys }
+    }
+
     /// Whether the snapshot is there that a label refers to; `None` for other labels.
     fn has_snapshot(&self, (key, value): (&String, &String)) -> Option<bool> {
         let snapshotter = key.strip_prefix(labels::GC_REF_SNAPSHOT)?;
@@ -166,30 +171,9 @@ impl Checker {
             let mut all = Vec::new();
             let mut wrong = Vec::new();
             for namespace in metadata::namespaces(tx)? {
-                let mut images = Vec::new();
-                let mut records = Records { blobs: BTreeMap::new(), snapshots: Vec::new(), keys: HashSet::new() };
-                for snapshot in metadata::snapshots(tx, &namespace)? {
-                    match snapshot {
-                        Ok(snapshot) => {
-                            records.keys.insert((snapshot.snapshotter.clone(), snapshot.key.clone()));
-                            records.snapshots.push(snapshot);
-                        }
-                        Err(error) => wrong.push(error),
-                    }
-                }
-                for image in metadata::images(tx, &namespace)? {
-                    match image {
-                        Ok(image) => images.push(image),
-                        Err(error) => wrong.push(error),
-                    }
-                }
-                for blob in metadata::blobs(tx, &namespace)? {
-                    match blob {
-                        Ok(blob) => drop(records.blobs.insert(blob.digest.clone(), blob)),
-                        Err(error) => wrong.push(error),
-                    }
-                }
-                all.push((namespace, images, records));
+                let mut contents = metadata::contents(tx, &namespace)?;
+                wrong.append(&mut contents.wrong);
+                all.push(Records::new(contents));
             }
             Ok((all, wrong, metadata::foreign_buckets(tx)?))
         })?
@@ -207,25 +191,26 @@ impl Checker {
             }
         }
         let mut named = HashSet::new();
-        for (namespace, images, records) in &namespaces {
+        for records in &namespaces {
+            let namespace = &records.all.namespace;
             if metadata::check_namespace(namespace).is_err() {
                 let problem = "is no name containerd accepts for a namespace; it refuses every request for it";
                 self.warn(namespace, problem);
             }
             self.records(namespace, records);
-            for image in images {
+            for image in &records.all.images {
                 self.report.images += 1;
                 self.image(namespace, image, records);
             }
-            named.extend(records.blobs.keys());
+            named.extend(records.all.blobs.keys());
         }
         self.report.unreferenced = self.files.keys().filter(|digest| !named.contains(digest)).count() as u64;
-        Ok(Some(namespaces.into_iter().flat_map(|(_, _, records)| records.snapshots).collect()))
+        Ok(Some(namespaces.into_iter().flat_map(|records| records.all.snapshots).map(|(snapshot, _)| snapshot).collect()))
     }
 
     /// Each blob's file, and each snapshot's parent and each reference to one.
     fn records(&mut self, namespace: &str, records: &Records) {
-        for blob in records.blobs.values() {
+        for blob in records.all.blobs.values() {
             let object = format!("{namespace}/content/{}", blob.digest);
             match self.files.get(&blob.digest).map(|stat| stat.size) {
                 None => self.note(
@@ -246,7 +231,7 @@ impl Checker {
                 self.warn(object.as_str(), problem);
             }
         }
-        for snapshot in &records.snapshots {
+        for (snapshot, _) in &records.all.snapshots {
             let parent = (snapshot.snapshotter.clone(), snapshot.parent.clone());
             if !snapshot.parent.is_empty() && !records.keys.contains(&parent) {
                 let object = format!("{namespace}/snapshots/{}/{}", snapshot.snapshotter, snapshot.key);
@@ -273,7 +258,7 @@ impl Checker {
         if image.name.is_empty() || image.target.media_type.is_empty() || image.target.size == 0 {
             self.note(&object, "has no name, media type or size; containerd refuses every update of the record");
         }
-        match walk(&self.store, &image.target, &|digest| records.blobs.contains_key(digest)) {
+        match walk(&self.store, &image.target, &|digest| records.all.blobs.contains_key(digest)) {
             Err(error) => self.note(object.as_str(), crate::kind::chain(&error)),
             Ok(walk) => {
                 for problem in self.tree(&image.target, &walk, records) {
@@ -286,15 +271,16 @@ impl Checker {
     /// What an image needs: every document recorded, every child of the manifest there, and each kept by a label.
     fn tree(&self, target: &Descriptor, walk: &Walk, records: &Records) -> Vec<String> {
         let mut problems = Vec::new();
-        let recorded = |digest: &Digest| records.blobs.contains_key(digest);
+        let recorded = |digest: &Digest| records.all.blobs.contains_key(digest);
         if !recorded(&target.digest) {
             problems.push(format!("its target {} has no record", target.digest));
         }
         let snapshots = |config: &BlobRow| config.labels.iter().any(|label| records.has_snapshot(label) == Some(true));
-        let config = walk.manifest.as_ref().and_then(|manifest| records.blobs.get(&manifest.config.digest));
+        let config = walk.manifest.as_ref().and_then(|manifest| records.all.blobs.get(&manifest.config.digest));
         let unpacked = config.is_some_and(snapshots);
         for (document, children) in &walk.documents {
             let held: HashSet<&str> = records
+                .all
                 .blobs
                 .get(&document.digest)
                 .into_iter()

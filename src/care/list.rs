@@ -82,7 +82,7 @@ pub fn images(root: &Root, namespace: Option<&str>, wait: &Wait<'_>) -> Result<V
             // Where the snapshotter has nothing, nothing is unpacked, whatever the records say.
             if !sizes.is_empty() {
                 for snapshot in metadata::snapshots(tx, &namespace)? {
-                    let snapshot = snapshot?;
+                    let (snapshot, _) = snapshot?;
                     let size = sizes.get(&snapshot.name).filter(|_| snapshot.snapshotter == OVERLAYFS);
                     snapshots.extend(size.map(|size| (snapshot.key, *size)));
                 }

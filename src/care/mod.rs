@@ -1,14 +1,25 @@
 //! Looking after a root: what is in it, and whether containerd would start it.
 
 mod check;
+mod gc;
+mod graph;
 mod list;
+mod prune;
+mod release;
 mod snapshots;
+mod trees;
+mod used;
+mod whole;
 
 pub use check::{CheckReport, Finding, Severity, check};
+pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
+pub use prune::{Decision, Fate, Prune, Pruned, Unused, Which, prune};
+pub use release::{Release, ReleaseError};
+pub use used::Need;
 
 use crate::root::RootError;
-use crate::{content, metadata};
+use crate::{catalog, content, metadata, snapshot};
 
 /// Why a root cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +34,21 @@ pub enum Error {
     /// The root cannot be used.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// prebake's catalog cannot be read or written.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// Snapshots cannot be removed.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// Something is damaged, so that nobody knows who needs what.
+    #[error("{0}; nothing is removed from a root that is damaged: `prebake check` says more")]
+    Unsound(String),
+    /// There is no such image.
+    #[error("there is no image {0:?}; `prebake images` lists those there are")]
+    NoImage(String),
+    /// Several images are called so.
+    #[error("{0:?} may mean several images; say more of the digest")]
+    Ambiguous(String),
 }
 
 type Result<T, E = Error> = std::result::Result<T, E>;

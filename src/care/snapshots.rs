@@ -6,9 +6,8 @@ use super::check::{Finding, Severity};
 use crate::bolt;
 use crate::kind::chain;
 use crate::metadata::{self, Snapshot, Snapshotter, SnapshotterRecords};
+use crate::snapshot::WITH_DIRS;
 
-/// Snapshotters with a directory for each snapshot, named by its id.
-const WITH_DIRS: [&str; 2] = ["overlayfs", "native"];
 /// Kinds containerd knows (`snapshots.Kind`): view, active, committed.
 const KINDS: std::ops::RangeInclusive<u8> = 1..=3;
 

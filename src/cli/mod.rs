@@ -13,6 +13,7 @@ mod metrics;
 mod output;
 mod plan;
 mod progress;
+mod prune;
 mod registry;
 mod unpack;
 mod wanted;
@@ -70,6 +71,12 @@ enum Command {
     Images(images::ImagesArgs),
     /// Hash every blob and follow every reference in a root's metadata
     Check(check::CheckArgs),
+    /// Remove images by their names, and what nothing keeps then
+    Rm(prune::RmArgs),
+    /// Remove images that nobody needs
+    Prune(prune::PruneArgs),
+    /// Remove what containerd's garbage collector would, with no containerd running
+    Gc(prune::GcArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
@@ -161,6 +168,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => args.json,
         Command::List(args) => args.json,
         Command::Check(args) => args.output.json,
+        Command::Rm(args) => args.output.json,
+        Command::Prune(args) => args.output.json,
+        Command::Gc(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Demo(_) => false,
@@ -175,6 +185,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => images::run(&args),
         Command::List(args) => list::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Rm(args) => prune::rm(args),
+        Command::Prune(args) => prune::prune(args),
+        Command::Gc(args) => prune::gc(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -2,13 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
 use rustix::fs::OFlags;
 
-use super::{DIR_MODE, Error, READ_BUFFER, Result, Store};
+use super::{DIR_MODE, Error, READ_BUFFER, Result, SECTOR, Store};
 use crate::oci::{Descriptor, Digest, Hasher};
 
 const BLOB_MODE: u32 = 0o444;
@@ -104,6 +104,50 @@ impl Store {
             size: blob.size,
             target,
         })))
+    }
+}
+
+/// An ingest that nobody writes to any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Its directory.
+    pub path: PathBuf,
+    /// What the store calls it (`ref`); `None` where it does not say.
+    pub reference: Option<String>,
+    /// Bytes its files take on disk.
+    pub disk: u64,
+}
+
+impl Left {
+    /// Removes it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.path).map_err(Error::io("removing", &self.path))
+    }
+}
+
+impl Store {
+    /// The ingests there are, while nobody writes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn ingests(&self) -> Result<Vec<Left>> {
+        let Some(dir) = &self.ingest else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+            let path = entry.map_err(Error::io("listing", dir))?.path();
+            if !fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+                continue;
+            }
+            let files = fs::read_dir(&path).map_err(Error::io("listing", &path))?;
+            let disk = files.flatten().filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * SECTOR).sum();
+            let reference = fs::read_to_string(path.join("ref")).ok();
+            found.push(Left { path, reference, disk });
+        }
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
     }
 }
 

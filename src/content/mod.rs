@@ -19,7 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use growing::{Growing, GrowingReader, Writer};
-pub use ingest::{Ingest, Started, VerifiedBlob};
+pub use ingest::{Ingest, Left, Started, VerifiedBlob};
 pub use walk::{Walk, WalkError, walk};
 
 use crate::oci::{Algorithm, Digest, Hasher};
@@ -30,6 +30,8 @@ const PLUGIN: &str = "io.containerd.content.v1.content";
 const DIR_MODE: u32 = 0o755;
 /// Bytes read at a time when a blob is hashed.
 const READ_BUFFER: usize = 1 << 18;
+/// What `st_blocks` counts in, in bytes.
+const SECTOR: u64 = 512;
 
 /// Why the content store could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +93,8 @@ pub struct Stat {
     pub size: u64,
     /// Last modification, nanoseconds since 1970: with the size, what a file is recognised by.
     pub mtime: i64,
+    /// Bytes it takes on disk.
+    pub disk: u64,
 }
 
 /// An entry found in `blobs/`.
@@ -231,6 +235,18 @@ impl Store {
         }
     }
 
+    /// Removes the file of a blob; nothing there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(&self, digest: &Digest) -> Result<()> {
+        let Some(path) = self.path(digest) else { return Ok(()) };
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Everything in `blobs/`, in no order.
     ///
     /// # Errors
@@ -260,5 +276,9 @@ impl Store {
 }
 
 fn stat(meta: &fs::Metadata) -> Stat {
-    Stat { size: meta.size(), mtime: meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec()) }
+    Stat {
+        size: meta.size(),
+        mtime: meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec()),
+        disk: meta.blocks() * SECTOR,
+    }
 }

@@ -21,7 +21,7 @@ pub use inflate::{Block, Buffers, Gunzip, GzipError};
 pub use pack::{Compression, File, Kind, compress, tar};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};
 pub use stream::{Job, unpack};
-pub use usage::{Usage, usage};
+pub use usage::{Usage, disk_usage, usage};
 
 use crate::oci::Digest;
 

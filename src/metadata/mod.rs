@@ -13,6 +13,7 @@
 //! An image without `target`, or a plain key among the images, makes containerd exit at start: nothing here writes one.
 
 mod codec;
+mod contents;
 pub mod labels;
 mod lock;
 mod records;
@@ -26,12 +27,16 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD};
 
+pub use contents::{
+    Container, Contents, IngestRow, Lease, contents, remove_blob, remove_blob_label, remove_image, remove_ingest, remove_lease,
+    remove_snapshot, snapshots,
+};
 pub use labels::Labels;
 use lock::Waiting;
 pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
 pub use records::{
-    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
-    namespaces, put_blob, put_image, put_snapshot, snapshot_sequence, snapshots,
+    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images, is_migrated,
+    namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
 };
 
 pub use show::{Shown, show, show_key};

@@ -9,18 +9,18 @@ use super::{Error, Labels, Result, codec};
 use crate::bolt::{self, Entry, Item, Seen, Tx, View};
 use crate::oci::{Descriptor, Digest};
 
-const V1: &[u8] = b"v1";
+pub(super) const V1: &[u8] = b"v1";
 const VERSION: &[u8] = b"version";
 /// What is written where there is none. containerd 2 migrates 3 to 4 by itself; writing 4 on a root that first runs 1.7
 /// would make a later 2 skip that.
 const OUR_VERSION: i64 = 3;
 /// The version containerd 2 migrates to.
 const MIGRATED: i64 = 4;
-const IMAGES: &[u8] = b"images";
-const CONTENT: &[u8] = b"content";
-const BLOB: &[u8] = b"blob";
-const SNAPSHOTS: &[u8] = b"snapshots";
-const LABELS: &[u8] = b"labels";
+pub(super) const IMAGES: &[u8] = b"images";
+pub(super) const CONTENT: &[u8] = b"content";
+pub(super) const BLOB: &[u8] = b"blob";
+pub(super) const SNAPSHOTS: &[u8] = b"snapshots";
+pub(super) const LABELS: &[u8] = b"labels";
 const ANNOTATIONS: &[u8] = b"annotations";
 const TARGET: &[u8] = b"target";
 const DIGEST: &[u8] = b"digest";
@@ -28,14 +28,14 @@ const MEDIA_TYPE: &[u8] = b"mediatype";
 const SIZE: &[u8] = b"size";
 const CREATED: &[u8] = b"createdat";
 const UPDATED: &[u8] = b"updatedat";
-const NAME: &[u8] = b"name";
+pub(super) const NAME: &[u8] = b"name";
 const SANDBOXES: &[u8] = b"sandboxes";
 /// Longest name of a namespace, in bytes (containerd `identifiers.maxLength`).
 const MAX_NAMESPACE: usize = 76;
-const PARENT: &[u8] = b"parent";
-const CHILDREN: &[u8] = b"children";
+pub(super) const PARENT: &[u8] = b"parent";
+pub(super) const CHILDREN: &[u8] = b"children";
 
-type Path<'k> = [&'k [u8]];
+pub(super) type Path<'k> = [&'k [u8]];
 
 /// An image to be written.
 #[derive(Debug, Clone)]
@@ -222,6 +222,15 @@ pub fn namespaces(tx: &Tx<'_>) -> Result<Vec<String>> {
     Ok(buckets(tx, &[V1])?.into_iter().map(|key| lossy(&key)).collect())
 }
 
+/// Whether containerd 2 has used the database.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn is_migrated(tx: &Tx<'_>) -> Result<bool> {
+    let version = bolt_get(tx, &[V1], VERSION)?.and_then(|bytes| codec::parse_varint(&bytes));
+    Ok(version.unwrap_or(0) >= MIGRATED)
+}
+
 /// Names of root buckets that are neither containerd's records nor the sandboxes that 1.7 keeps there, and that containerd 2
 /// deletes when it migrates the database. None in a database it has migrated.
 ///
@@ -229,8 +238,7 @@ pub fn namespaces(tx: &Tx<'_>) -> Result<Vec<String>> {
 /// [`Error::Bolt`].
 pub fn foreign_buckets(tx: &Tx<'_>) -> Result<Vec<String>> {
     let mut foreign = Vec::new();
-    let version = bolt_get(tx, &[V1], VERSION)?.and_then(|bytes| codec::parse_varint(&bytes)).unwrap_or(0);
-    if version >= MIGRATED {
+    if is_migrated(tx)? {
         return Ok(foreign);
     }
     for key in buckets(tx, &[])? {
@@ -307,10 +315,10 @@ pub fn blob_digests(tx: &Tx<'_>, namespace: &str) -> Result<HashSet<Digest>> {
 }
 
 /// A row, or what is wrong with it; or why it could not be read.
-type Row<R> = Result<Result<R>, bolt::Error>;
+pub(super) type Row<R> = Result<Result<R>, bolt::Error>;
 
 /// What `row` makes of each bucket in a bucket; a plain key among them is wrong.
-fn rows<R>(
+pub(super) fn rows<R>(
     tx: &Tx<'_>,
     path: &Path<'_>,
     plain: &'static str,
@@ -341,7 +349,7 @@ fn size(view: &View<'_>) -> Result<Option<u64>, bolt::Error> {
     Ok(view.get(SIZE)?.and_then(|bytes| codec::parse_varint(&bytes)).and_then(|n| u64::try_from(n).ok()))
 }
 
-fn labels(view: &View<'_>) -> Result<Labels, bolt::Error> {
+pub(super) fn labels(view: &View<'_>) -> Result<Labels, bolt::Error> {
     let mut all = Labels::new();
     view.bucket(LABELS, &mut |labels| match labels {
         None => Ok(()),
@@ -353,31 +361,6 @@ fn labels(view: &View<'_>) -> Result<Labels, bolt::Error> {
         }),
     })?;
     Ok(all)
-}
-
-/// The snapshots of a namespace, of all snapshotters; what is wrong with one comes in its place.
-///
-/// # Errors
-/// [`Error::Bolt`].
-pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<Snapshot>>> {
-    let parent = [V1, namespace.as_bytes(), SNAPSHOTS];
-    let mut found = Vec::new();
-    for snapshotter in buckets(tx, &parent)? {
-        let path = [&parent[..], &[&snapshotter]].concat();
-        let rows = rows(tx, &path, "a plain key among the snapshots", &mut |key, view| {
-            let text = |key| Ok::<_, bolt::Error>(view.get(key)?.map(|bytes| lossy(&bytes)).unwrap_or_default());
-            let (parent, name) = (text(PARENT)?, text(NAME)?);
-            Ok(Ok(Snapshot {
-                namespace: namespace.to_owned(),
-                snapshotter: lossy(&snapshotter),
-                key: lossy(key),
-                parent,
-                name,
-            }))
-        })?;
-        found.extend(rows);
-    }
-    Ok(found)
 }
 
 /// The last number given to a snapshot of a snapshotter in a namespace; 0 before the first.
@@ -421,11 +404,11 @@ pub fn put_snapshot(
     touch(tx, &path, &stored, changed, now)
 }
 
-fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {
+pub(super) fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(bolt_list(tx, path)?.into_iter().filter(|(_, item)| *item == Item::Bucket).map(|(key, _)| key).collect())
 }
 
-fn lossy(bytes: &[u8]) -> String {
+pub(super) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -445,6 +428,6 @@ fn bolt_list(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Entry>> {
     Ok(tx.list(path).map_err(bolt_error)?.unwrap_or_default())
 }
 
-fn bolt_error(source: bolt::Error) -> Error {
+pub(super) fn bolt_error(source: bolt::Error) -> Error {
     Error::Bolt { path: PathBuf::from(super::FILE), source }
 }

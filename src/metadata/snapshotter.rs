@@ -251,6 +251,28 @@ impl SnapshotterDb {
         });
         written.map(drop).map_err(|e| failed(&self.path, e))
     }
+
+    /// Removes the records of snapshots by their names, in one commit; ids that were given out stay so.
+    ///
+    /// # Errors
+    /// [`Error::Bolt`].
+    pub fn remove(&mut self, names: &[String]) -> Result<()> {
+        let removed = self.db.begin().and_then(|mut tx| {
+            let records = records(&tx)?.unwrap_or_default();
+            names.iter().try_for_each(|name| take(&mut tx, name, &records))?;
+            tx.commit()
+        });
+        removed.map(drop).map_err(|e| failed(&self.path, e))
+    }
+}
+
+fn take(tx: &mut Tx<'_>, name: &str, records: &Records) -> Result<(), bolt::Error> {
+    let stored = records.snapshots.get(name);
+    let parent = stored.and_then(|stored| records.snapshots.get(&stored.parent)).and_then(|parent| parent.id);
+    if let (Some(parent), Some(id)) = (parent, stored.and_then(|stored| stored.id)) {
+        tx.delete(&[V1, PARENTS], &codec::link(parent, id))?;
+    }
+    tx.delete(&[V1, SNAPSHOTS], name.as_bytes()).map(drop)
 }
 
 fn put(tx: &mut Tx<'_>, snapshot: &Committed) -> Result<(), bolt::Error> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::duration;
+use crate::duration;
 
 /// What containerd's documentation calls this file.
 const FILE: &str = "hosts.toml";

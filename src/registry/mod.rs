@@ -8,7 +8,6 @@ mod auth;
 mod blob;
 mod client;
 mod credentials;
-mod duration;
 mod gate;
 mod hosts;
 mod patience;

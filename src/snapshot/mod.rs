@@ -12,6 +12,7 @@
 //! the directories get their names, then the records are written. Between them, a file in the directory says whose it is.
 
 mod fitness;
+mod remove;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 pub use fitness::Unfit;
+pub use remove::{Removal, WITH_DIRS, disk_usage};
 
 use crate::layer::{self, Usage};
 use crate::metadata::{self, Committed, KIND_COMMITTED, Labels, SnapshotterDb, SnapshotterRecords};

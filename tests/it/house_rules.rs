@@ -14,9 +14,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("bolt", &[]),
         ("root", &[]),
         ("parallel", &[]),
+        ("duration", &[]),
         ("layer", &["oci"]),
         ("content", &["oci", "root"]),
-        ("registry", &["oci"]),
+        ("registry", &["duration", "oci"]),
         ("trust", &["oci"]),
         ("spec", &["oci"]),
         ("times", &["oci"]),
@@ -44,7 +45,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "trust",
             ],
         ),
-        ("care", &["bolt", "content", "kind", "metadata", "oci", "parallel", "root", "snapshot"]),
+        (
+            "care",
+            &["bolt", "catalog", "content", "duration", "kind", "metadata", "oci", "parallel", "root", "snapshot"],
+        ),
         ("fixture", &["layer", "oci"]),
         (
             "kind",
@@ -92,7 +96,7 @@ const FENCES: [(&str, &[&str]); 20] = [
     ("httpdate", &["registry"]),
     ("ring", &["trust"]),
     ("sha2", &["oci"]),
-    ("chrono", &["metadata", "content", "bake", "care", "snapshot", "times"]),
+    ("chrono", &["metadata", "content", "bake", "care", "cli", "snapshot", "times"]),
 ];
 
 /// Direct dependencies; a new one is a decision.

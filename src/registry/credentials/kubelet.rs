@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::super::duration;
 use super::helper::Run;
 use super::{Credential, CredentialsError, Found, HELPER_TIMEOUT, Result, Said};
+use crate::duration;
 use crate::oci::glob_matches;
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";

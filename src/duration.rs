@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The duration; `None` for what is none, or is negative.
-pub(super) fn parse(text: &str) -> Option<Duration> {
+/// The duration of a text; `None` for what is none, or is negative.
+pub fn parse(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
