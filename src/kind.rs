@@ -282,8 +282,8 @@ impl From<&care::Error> for Kind {
             Error::Catalog(error) => error.into(),
             Error::Snapshot(error) => error.into(),
             Error::Unsound(_) => Self::Corrupt,
-            Error::NoImage(_) => Self::NotFound,
-            Error::Ambiguous(_) => Self::InvalidInput,
+            Error::NoImage(_) | Error::NoObject(_) => Self::NotFound,
+            Error::Ambiguous(_) | Error::Fetched { .. } => Self::InvalidInput,
         }
     }
 }

@@ -160,7 +160,7 @@ impl Sweep {
             .map(|(at, snapshot)| ((at, snapshot.snapshotter.as_str(), snapshot.key.as_str()), snapshot))
             .collect();
         let mut removed = HashSet::new();
-        for (_, object) in graph.objects().filter(|(id, _)| kept[*id].is_none()) {
+        for (_, object) in graph.objects().filter(|(id, _)| !kept[*id]) {
             let at = places[object.namespace];
             let why = match object.kind {
                 Kind::Lease | Kind::Image => "its time has passed (containerd.io/gc.expire)",
@@ -253,8 +253,7 @@ impl Sweep {
             for name in removal.names.iter().filter(|name| !known.contains(name.as_str())) {
                 note("snapshot", format!("{}/{name}", snapshotter.name), "meta.db does not name it");
             }
-            let records = snapshotter.database.as_ref().ok().and_then(|database| database.as_ref()?.records.as_ref());
-            let ids: HashSet<String> = records.iter().flat_map(|records| records.snapshots.values())
+            let ids: HashSet<String> = snapshotter.records().into_iter().flat_map(|records| records.snapshots.values())
                 .filter_map(|stored| stored.id).map(|id| id.to_string()).collect();
             for dir in removal.dirs.iter().filter(|dir| !ids.contains(*dir)) {
                 note("directory", format!("{}/snapshots/{dir}", snapshotter.name), "no record names it");

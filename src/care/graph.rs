@@ -90,13 +90,6 @@ struct Edge<'c> {
     flat: bool,
 }
 
-/// How an object came to be kept: as a root, or by another.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Kept<'c> {
-    Root(Root),
-    By(usize, By<'c>),
-}
-
 /// The objects of all namespaces.
 pub(super) struct Graph<'c> {
     objects: Vec<Object<'c>>,
@@ -166,23 +159,25 @@ impl<'c> Graph<'c> {
         self.ids.get(&object).copied()
     }
 
-    /// What keeps an object, each with what it does that by; none: it is no root and nothing refers to it.
-    pub(super) fn keepers(&self, id: usize) -> (Option<Root>, Vec<(usize, By<'c>)>) {
-        let root = self.roots.iter().find(|(at, _)| *at == id).map(|(_, root)| *root);
-        let referring = self.edges.iter().enumerate();
-        let by = referring.flat_map(|(from, edges)| {
-            edges.iter().filter(move |edge| edge.to == id).map(move |edge| (from, edge.by))
-        });
-        (root, by.collect())
+    /// What refers to each object, and by what.
+    pub(super) fn keepers(&self) -> Vec<Vec<(usize, By<'c>)>> {
+        let mut keepers = vec![Vec::new(); self.objects.len()];
+        for (from, edges) in self.edges.iter().enumerate() {
+            edges.iter().for_each(|edge| keepers[edge.to].push((from, edge.by)));
+        }
+        keepers
     }
 
-    /// How each object comes to be kept; `None` for those that a collection removes.
-    pub(super) fn mark(&self) -> Vec<Option<Kept<'c>>> {
-        let mut kept: Vec<Option<Kept<'c>>> = vec![None; self.objects.len()];
+    /// What is kept for its own sake, and why.
+    pub(super) fn roots(&self) -> HashMap<usize, Root> {
+        self.roots.iter().rev().copied().collect()
+    }
+
+    /// Which objects are kept; a collection removes the others.
+    pub(super) fn mark(&self) -> Vec<bool> {
         let mut seen = vec![[false; 2]; self.objects.len()];
         let mut todo: VecDeque<(usize, bool)> = VecDeque::new();
-        for (id, root) in &self.roots {
-            kept[*id].get_or_insert(Kept::Root(*root));
+        for (id, _) in &self.roots {
             seen[*id][0] = true;
             todo.push_back((*id, false));
         }
@@ -192,14 +187,13 @@ impl<'c> Graph<'c> {
                 if flat && !matches!(edge.by, By::Parent | By::Target) {
                     continue;
                 }
-                let state = usize::from(flat || edge.flat);
-                if !std::mem::replace(&mut seen[edge.to][state], true) {
-                    kept[edge.to].get_or_insert(Kept::By(from, edge.by));
-                    todo.push_back((edge.to, flat || edge.flat));
+                let flat = flat || edge.flat;
+                if !std::mem::replace(&mut seen[edge.to][usize::from(flat)], true) {
+                    todo.push_back((edge.to, flat));
                 }
             }
         }
-        kept
+        seen.iter().map(|[whole, flat]| *whole || *flat).collect()
     }
 }
 

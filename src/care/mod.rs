@@ -1,22 +1,30 @@
 //! Looking after a root: what is in it, and whether containerd would start it.
 
 mod check;
+mod discard;
+mod du;
 mod gc;
 mod graph;
 mod list;
 mod prune;
 mod release;
+mod seal;
 mod snapshots;
 mod trees;
 mod used;
 mod whole;
+mod why;
 
 pub use check::{CheckReport, Finding, Severity, check};
+pub use discard::{Discard, Discarded, Discards, discard_layers};
+pub use du::{DiskUse, ImageUse, du};
 pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
-pub use prune::{Decision, Fate, Prune, Pruned, Unused, Which, prune};
+pub use prune::{Decision, Fate, Kept as KeptNames, Prune, Pruned, Unused, Which, prune};
 pub use release::{Release, ReleaseError};
+pub use seal::seal;
 pub use used::Need;
+pub use why::{Step, Way, Why, why};
 
 use crate::root::RootError;
 use crate::{catalog, content, metadata, snapshot};
@@ -46,6 +54,17 @@ pub enum Error {
     /// There is no such image.
     #[error("there is no image {0:?}; `prebake images` lists those there are")]
     NoImage(String),
+    /// An image would be lost with the catalog.
+    #[error("{image} in namespace {namespace} was fetched, and containerd does not know of it: `prebake bootstrap` it, or `prebake gc --fetched`, first")]
+    Fetched {
+        /// containerd's namespace.
+        namespace: String,
+        /// The image name.
+        image: String,
+    },
+    /// Nothing is called so.
+    #[error("nothing in the root is called {0:?}")]
+    NoObject(String),
     /// Several images are called so.
     #[error("{0:?} may mean several images; say more of the digest")]
     Ambiguous(String),

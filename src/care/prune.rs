@@ -27,9 +27,12 @@ pub enum Which {
     },
     /// Those nobody needs.
     Unused(Unused),
-    /// All but these, by namespace and name, in the namespaces that are named.
-    AllBut(BTreeMap<String, BTreeSet<String>>),
+    /// All but these, in the namespaces that are named.
+    AllBut(BTreeMap<String, Kept>),
 }
+
+/// Names of a namespace that stay; each with the digest that it will lead to, where that is known before.
+pub type Kept = BTreeMap<String, Option<Digest>>;
 
 /// Which of the images that nobody needs are to go.
 #[derive(Debug, Clone, Default)]
@@ -126,8 +129,10 @@ pub fn prune(root: &Root, request: &Prune, wait: &Wait<'_>) -> Result<Pruned> {
         }
         Which::AllBut(kept) => {
             for (namespace, kept) in kept {
+                pruner.forget(&whole, namespace, kept);
                 let Some(contents) = whole.namespace(namespace) else { continue };
-                for image in Image::all(&whole, contents) {
+                for mut image in Image::all(&whole, contents) {
+                    pruner.move_away(&mut image, kept);
                     let names = image.others(kept);
                     if !names.is_empty() {
                         pruner.names(&image, &uses.of(&image), &names, false, "it is not named");
@@ -187,14 +192,14 @@ fn repository(name: &str) -> &str {
 
 impl Image<'_> {
     /// Its names beside these; records that CRI keeps beside one of these are not among them.
-    fn others(&self, kept: &BTreeSet<String>) -> BTreeSet<&str> {
+    fn others(&self, kept: &Kept) -> BTreeSet<&str> {
         let names = || self.rows.iter().map(|row| row.name.as_str());
-        let stay: Vec<&str> = names().filter(|name| kept.contains(*name)).collect();
+        let stay: Vec<&str> = names().filter(|name| kept.contains_key(*name)).collect();
         let beside = |name: &str| {
             is_by_digest(name)
                 && stay.iter().any(|kept| name.parse::<Digest>().is_ok() || repository(kept) == repository(name))
         };
-        names().filter(|name| !kept.contains(*name) && !(self.namespace == K8S_NAMESPACE && beside(name))).collect()
+        names().filter(|name| !kept.contains_key(*name) && !(self.namespace == K8S_NAMESPACE && beside(name))).collect()
     }
 
     /// With the records that CRI keeps beside names that go, when no other name stays that they belong to.
@@ -279,6 +284,26 @@ impl Pruner {
         let temporary = contents.leases.iter().filter(|lease| lease.labels.contains_key(DOCKER_TEMPORARY));
         let ids = temporary.filter(|lease| is_live(lease, now)).map(|lease| lease.id.clone());
         self.changes.leases.extend(ids.map(|id| (contents.namespace.clone(), id)));
+    }
+
+    /// Removes what was fetched, is not named, and has no record.
+    fn forget(&mut self, whole: &Whole, namespace: &str, kept: &Kept) {
+        let here = whole.fetched.iter().filter(|(at, image)| at == namespace && !kept.contains_key(&image.name));
+        for (namespace, image) in here {
+            let (namespace, name) = (namespace.clone(), image.name.clone());
+            self.changes.remove.push((namespace.clone(), name.clone()));
+            let (digest, why) = (image.target.digest.to_string(), "it is not named".to_owned());
+            self.decisions.push(Decision { namespace, name, digest, fate: Fate::Removed, why });
+        }
+    }
+
+    /// Takes names away from an image that will lead to another one.
+    fn move_away(&mut self, image: &mut Image<'_>, kept: &Kept) {
+        let digest = &image.target.digest;
+        let moves = |row: &&ImageRow| kept.get(&row.name).and_then(Option::as_ref).is_some_and(|new| new != digest);
+        let (gone, stay): (Vec<&ImageRow>, Vec<&ImageRow>) = image.rows.iter().partition(|row| moves(row));
+        self.changes.remove.extend(gone.into_iter().map(|row| (image.namespace.to_owned(), row.name.clone())));
+        image.rows = stay;
     }
 
     /// Removes an image under all its names, or none of them.

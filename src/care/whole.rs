@@ -77,8 +77,7 @@ impl Whole {
     pub(super) fn active(&self) -> HashSet<(&str, &str)> {
         let mut active = HashSet::new();
         for snapshotter in &self.snapshotters {
-            let records = snapshotter.database.as_ref().ok().and_then(|database| database.as_ref()?.records.as_ref());
-            for (name, stored) in records.iter().flat_map(|records| &records.snapshots) {
+            for (name, stored) in snapshotter.records().iter().flat_map(|records| &records.snapshots) {
                 if stored.kind != Some(metadata::KIND_COMMITTED) {
                     active.insert((snapshotter.name.as_str(), name.as_str()));
                 }

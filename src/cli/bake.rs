@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs};
+use super::sync::Sync;
 use super::wanted::{Asked, WantedArgs};
 use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
 
@@ -27,6 +28,7 @@ Examples:
   cat images.txt | prebake bake --root ./chroot --file -
   prebake bake --root ./chroot --unpack-under 150MiB --file images.txt
   prebake bake --root ./chroot --unpack --discard-layers docker.io/library/nginx:1.27
+  prebake bake -f bake.toml --locked --sync
   prebake bake --root ./chroot --creds-file creds.txt --hosts-dir ./certs.d registry.example/team/app:2
   prebake bake --root ./chroot --verify-key 'registry.example/*=cosign.pub' --referrers registry.example/team/app:2
 Credentials come from --creds, --creds-file, $REGISTRY_AUTH_FILE, Docker's config.json ($DOCKER_CONFIG, or ~/.docker),
@@ -50,6 +52,9 @@ pub(super) struct BakeArgs {
     /// Snapshotters that containers on this root will use; layers that another one than overlayfs needs are not discarded
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     snapshotters: Vec<String>,
+    /// Remove images that are not named when all is baked; those that somebody needs stay, see `prebake prune --help`
+    #[arg(long)]
+    pub(super) sync: bool,
     #[command(flatten)]
     limit: LimitArgs,
 }
@@ -104,13 +109,15 @@ pub(super) struct FetchArgs {
 }
 
 pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    let (output, files) = (args.fetch.output, args.fetch.files());
-    execute(request(args)?, output, &files)
+    let (output, files, sync) = (args.fetch.output, args.fetch.files(), args.sync);
+    let request = request(args)?;
+    let sync = sync.then(|| Sync::to(&request.root, request.lock_timeout, &request.images));
+    execute(request, output, &files, sync)
 }
 
 pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
     let (output, files) = (args.output, args.files());
-    execute(args.request(None)?, output, &files)
+    execute(args.request(None)?, output, &files, None)
 }
 
 /// What a bake is asked to do.
@@ -131,7 +138,7 @@ struct Files {
     metrics: Option<PathBuf>,
 }
 
-fn execute(request: Request, output: OutputArgs, files: &Files) -> Result<u8, Failed> {
+fn execute(request: Request, output: OutputArgs, files: &Files, sync: Option<Sync>) -> Result<u8, Failed> {
     let root = request.root.clone();
     let recorder = (!files.reports.is_empty()).then(|| Arc::new(Recorder::new(&root)));
     let listener = progress::listener(output);
@@ -141,6 +148,9 @@ fn execute(request: Request, output: OutputArgs, files: &Files) -> Result<u8, Fa
         None => listener,
     };
     let (report, signal) = go(request, listener)?;
+    if let Some(sync) = sync.filter(|_| !report.cancelled) {
+        sync.execute(output)?;
+    }
     let code = end(&report, signal, output);
     for (path, recorder) in files.reports.iter().zip(recorder.iter().cycle()) {
         let is_page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));

@@ -26,25 +26,38 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<u8, Failed> {
-    let show_bar = !args.output.quiet && !args.output.json && std::io::stderr().is_terminal();
+    let root = args.root.existing()?;
+    let quiet = args.output.quiet || args.output.json;
+    reported(args.output, |progress| {
+        args.root.waiting(quiet, |wait| care::check(&root, progress, wait)).map_err(Failed::new)
+    })
+}
+
+/// Hears of bytes done and of all there are.
+type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// Makes a check, shows how it goes and what it found; the exit code.
+pub(super) fn reported(
+    output: OutputArgs,
+    check: impl FnOnce(Progress<'_>) -> Result<CheckReport, Failed>,
+) -> Result<u8, Failed> {
+    let show_bar = !output.quiet && !output.json && std::io::stderr().is_terminal();
     let bar = if show_bar { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) =
         ProgressStyle::with_template("{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}")
     {
         bar.set_style(style);
     }
-    let root = args.root.existing()?;
     let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let quiet = args.output.quiet || args.output.json;
-    let report = args.root.waiting(quiet, |wait| care::check(&root, &progress, wait)).map_err(Failed::new)?;
+    let report = check(&progress)?;
     bar.finish_and_clear();
-    if args.output.json {
+    if output.json {
         output::say_json(&report);
     } else {
-        show(&report, args.output.quiet);
+        show(&report, output.quiet);
     }
     Ok(if errors(&report) == 0 { 0 } else { exit_code(Kind::Corrupt) })
 }

@@ -6,6 +6,8 @@ mod bolt;
 mod bootstrap;
 mod check;
 mod demo;
+mod discard;
+mod du;
 mod images;
 mod list;
 mod lock;
@@ -15,8 +17,11 @@ mod plan;
 mod progress;
 mod prune;
 mod registry;
+mod seal;
+mod sync;
 mod unpack;
 mod wanted;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,12 +76,20 @@ enum Command {
     Images(images::ImagesArgs),
     /// Hash every blob and follow every reference in a root's metadata
     Check(check::CheckArgs),
+    /// Show everything that keeps a blob, a snapshot, an image
+    Why(why::WhyArgs),
     /// Remove images by their names, and what nothing keeps then
     Rm(prune::RmArgs),
     /// Remove images that nobody needs
     Prune(prune::PruneArgs),
     /// Remove what containerd's garbage collector would, with no containerd running
     Gc(prune::GcArgs),
+    /// Let go of the compressed layers of images that are unpacked
+    DiscardLayers(discard::DiscardArgs),
+    /// Show what takes how much of the disk, by image, unique and shared
+    Du(du::DuArgs),
+    /// Finish a root: nothing in it but containerd's own files, all synced and checked
+    Seal(seal::SealArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
@@ -104,14 +117,9 @@ impl RootArgs {
         Root::new(&self.root, &self.containerd_root)
     }
 
-    /// Does `f`, which waits for another prebake as long as asked, and tells of it unless `quiet`.
+    /// As [`waiting`], as long as asked.
     fn waiting<R>(&self, quiet: bool, f: impl FnOnce(&Wait<'_>) -> R) -> R {
-        let tell = |holder: &str| {
-            if !quiet {
-                output::tell(progress::waiting(holder));
-            }
-        };
-        f(&Wait { timeout: self.lock_timeout(), tell: &tell, stop: &AtomicBool::new(false) })
+        waiting(self.lock_timeout(), quiet, f)
     }
 
     fn lock_timeout(&self) -> Duration {
@@ -126,6 +134,16 @@ impl RootArgs {
         }
         Ok(self.root())
     }
+}
+
+/// Does `f`, which waits for another prebake so long, and tells of it unless `quiet`.
+fn waiting<R>(timeout: Duration, quiet: bool, f: impl FnOnce(&Wait<'_>) -> R) -> R {
+    let tell = |holder: &str| {
+        if !quiet {
+            output::tell(progress::waiting(holder));
+        }
+    };
+    f(&Wait { timeout, tell: &tell, stop: &AtomicBool::new(false) })
 }
 
 /// When things were made.
@@ -168,9 +186,13 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => args.json,
         Command::List(args) => args.json,
         Command::Check(args) => args.output.json,
+        Command::Why(args) => args.json,
         Command::Rm(args) => args.output.json,
         Command::Prune(args) => args.output.json,
         Command::Gc(args) => args.output.json,
+        Command::DiscardLayers(args) => args.output.json,
+        Command::Du(args) => args.json,
+        Command::Seal(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Demo(_) => false,
@@ -185,9 +207,13 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => images::run(&args),
         Command::List(args) => list::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Why(args) => why::run(&args),
         Command::Rm(args) => prune::rm(args),
         Command::Prune(args) => prune::prune(args),
         Command::Gc(args) => prune::gc(&args),
+        Command::DiscardLayers(args) => discard::run(args),
+        Command::Du(args) => du::run(&args),
+        Command::Seal(args) => seal::run(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -5,12 +5,14 @@ use prebake::bake::{Estimate, Plan, Planned, plan};
 use serde_json::json;
 
 use super::bake::{self, BakeArgs};
+use super::sync::Sync;
 use super::{Failed, exit_code, exit_code_of_all, output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
   prebake plan -f bake.toml
   prebake plan --root ./chroot --unpack-under 150MiB --file images.txt
+  prebake plan -f bake.toml --locked --sync
   prebake plan -f bake.toml --json | jq 'select(.image) | {image, policy, because_of}'
 Sizes with a ~ are estimated: what layers unpack to is known only of those that are unpacked.";
 
@@ -29,7 +31,9 @@ impl PlanArgs {
 
 pub(super) fn run(args: PlanArgs) -> Result<u8, Failed> {
     let out = args.bake.fetch.output;
+    let sync = args.bake.sync;
     let request = bake::request(args.bake)?;
+    let sync = sync.then(|| Sync::to(&request.root, request.lock_timeout, &request.images));
     let policies = request.policies.clone();
     let listener = progress::listener(output::OutputArgs { quiet: true, ..out });
     let (plan, signal) = bake::interruptible(async |cancel| plan(request, listener, cancel).await)?;
@@ -37,10 +41,14 @@ pub(super) fn run(args: PlanArgs) -> Result<u8, Failed> {
         return Ok(128 + signal);
     }
     let refused = plan.check(&policies).err().map(Failed::new);
+    if !out.json {
+        list(&plan);
+    }
+    let freed = sync.map(|sync| sync.tell(&plan, out)).transpose()?;
     if out.json {
-        as_json(&plan, refused.as_ref());
+        as_json(&plan, refused.as_ref(), freed.unwrap_or(0));
     } else {
-        in_words(&plan);
+        add_up(&plan, freed);
     }
     let Some(refused) = refused else {
         return Ok(exit_code_of_all(plan.images.iter().map(|image| image.failure.as_ref())));
@@ -56,7 +64,7 @@ fn size(estimate: Estimate) -> String {
     format!("{mark}{}", output::bytes(estimate.bytes))
 }
 
-fn in_words(plan: &Plan) {
+fn list(plan: &Plan) {
     let head = ["image", "policy", "because of", "compressed", "unpacked", "shared", "there"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for image in &plan.images {
@@ -78,13 +86,20 @@ fn in_words(plan: &Plan) {
             output::tell(format!("refused: {name}: {}", failure.message));
         }
     }
+}
+
+fn add_up(plan: &Plan, freed: Option<u64>) {
     let mark = if plan.snapshots.guessed { "~" } else { "" };
     let (free, growth) = (plan.space.free, plan.growth());
     output::say(format!("\nto fetch          {}", output::bytes(plan.fetch)));
     output::say(format!("content store     +{}", output::bytes(plan.store)));
     output::say(format!("snapshots         +{}", size(plan.snapshots)));
+    let (when, after) = match freed {
+        None => ("at peak, and then ", String::new()),
+        Some(freed) => ("at peak           ", format!("; then up to {} less", output::bytes(freed))),
+    };
     output::say(format!(
-        "at peak, and then {mark}{} more than the {} that the root's images take now",
+        "{when}{mark}{} more than the {} that the root's images take now{after}",
         output::bytes(growth),
         output::bytes(plan.used)
     ));
@@ -95,7 +110,7 @@ fn in_words(plan: &Plan) {
     output::say(format!("inodes            {mark}{} of {free} free", plan.inodes));
 }
 
-fn as_json(plan: &Plan, refused: Option<&Failed>) {
+fn as_json(plan: &Plan, refused: Option<&Failed>, freed: u64) {
     output::say_json_lines(plan.images.iter().map(|image| {
         let platforms: Vec<String> = image.platforms.iter().map(ToString::to_string).collect();
         json!({"image": image.name, "namespace": image.namespace, "platforms": platforms, "digest": image.digest,
@@ -108,7 +123,7 @@ fn as_json(plan: &Plan, refused: Option<&Failed>) {
     }));
     output::say_json(
         &json!({"event": "plan", "fetch": plan.fetch, "store": plan.store, "snapshots": plan.snapshots.bytes,
-        "snapshots_are_estimated": plan.snapshots.guessed, "peak": plan.growth(), "inodes": plan.inodes, "used": plan.used,
+        "snapshots_are_estimated": plan.snapshots.guessed, "peak": plan.growth(), "freed_by_sync": freed, "inodes": plan.inodes, "used": plan.used,
         "free": plan.space.free, "free_inodes": plan.space.free_inodes,
         "refused": refused.map(|refused| &refused.message)}),
     );

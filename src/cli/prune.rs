@@ -145,7 +145,7 @@ pub(super) fn gc(args: &GcArgs) -> Result<u8, Failed> {
 pub(super) fn rm(args: RmArgs) -> Result<u8, Failed> {
     let which = Which::Named { names: args.names, force: args.force };
     let request = Prune { which, namespace: args.place.namespace, collect: args.collect.collect(false) };
-    let pruned = go(&args.root, &request, args.output)?;
+    let pruned = remove(&args.root, &request, args.output)?;
     Ok(u8::from(pruned.images.iter().any(|decision| decision.fate == Fate::Kept)))
 }
 
@@ -153,38 +153,44 @@ pub(super) fn prune(args: PruneArgs) -> Result<u8, Failed> {
     let unused = Unused { all: args.all, before: args.until, labels: args.filter, keep: args.keep };
     let collect = args.collect.collect(false);
     let request = Prune { which: Which::Unused(unused), namespace: args.place.namespace, collect };
-    go(&args.root, &request, args.output).map(|_| 0)
+    remove(&args.root, &request, args.output).map(|_| 0)
 }
 
 /// Removes images, and tells of it.
-pub(super) fn go(args: &RootArgs, request: &Prune, output: OutputArgs) -> Result<Pruned, Failed> {
-    let root = args.existing()?;
+fn remove(args: &RootArgs, request: &Prune, output: OutputArgs) -> Result<Pruned, Failed> {
     let quiet = output.quiet || output.json;
+    let root = args.existing()?;
     let pruned = args.waiting(quiet, |wait| care::prune(&root, request, wait)).map_err(Failed::new)?;
     if output.json {
         output::say_json(&pruned);
-        return Ok(pruned);
+    } else {
+        show(&pruned, request, output.quiet);
     }
+    Ok(pruned)
+}
+
+/// What became of images, or would, in words.
+pub(super) fn show(pruned: &Pruned, request: &Prune, quiet: bool) {
     for decision in &pruned.images {
         let (name, why) = (&decision.name, &decision.why);
         match decision.fate {
             Fate::Kept if matches!(request.which, Which::Named { .. }) => output::tell(format!("kept: {name}: {why}")),
-            _ if output.quiet => {}
+            _ if quiet => {}
             Fate::Kept => output::say(format!("kept: {name}: {why}")),
             Fate::Removed => output::say(format!("removed: {name}: {why}")),
             Fate::Dangling => output::say(format!("untagged: {name}: {why}")),
         }
     }
-    if !output.quiet {
+    if !quiet {
         if request.collect.dry_run {
             show_garbage(&pruned.collected);
         }
         summarise(&pruned.collected, request.collect.dry_run);
     }
-    Ok(pruned)
 }
 
-fn show_garbage(collected: &Collected) {
+/// What a collection removes.
+pub(super) fn show_garbage(collected: &Collected) {
     for garbage in &collected.removed {
         let namespace = garbage.namespace.as_ref().map(|namespace| format!("{namespace} ")).unwrap_or_default();
         output::say(format!("{namespace}{} {}: {}", garbage.kind, garbage.name, garbage.why));
@@ -194,7 +200,8 @@ fn show_garbage(collected: &Collected) {
     }
 }
 
-fn summarise(collected: &Collected, dry_run: bool) {
+/// How much of what a collection removes.
+pub(super) fn summarise(collected: &Collected, dry_run: bool) {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for garbage in &collected.removed {
         *counts.entry(garbage.kind).or_default() += 1;

@@ -9,7 +9,7 @@ use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
 use prebake::root::CONTAINERD_ROOT;
 use prebake::snapshot::OVERLAYFS;
-use prebake::spec::{self, Image, Lock, Spec};
+use prebake::spec::{self, Image, Lock, Spec, SpecError};
 use prebake::trust::PublicKey;
 
 use super::{Failed, RootArgs};
@@ -112,11 +112,10 @@ impl NamesArgs {
         let mut from: Option<&Path> = None;
         for path in &self.file {
             let text = text(path)?;
-            match spec::parse(&text, &path.display().to_string()) {
+            match spec(&text, path) {
                 Err(error) => wrong.push(error.to_string()),
-                Ok(mut spec) => {
-                    spec.resolve_paths(path.parent().unwrap_or(Path::new("")));
-                    images.append(&mut spec.images);
+                Ok((mut more, spec)) => {
+                    images.append(&mut more);
                     if spec == Spec::default() {
                         continue;
                     }
@@ -208,6 +207,13 @@ impl WantedArgs {
         }
         if missing.is_empty() { Ok(()) } else { Err(Failed::usage(missing.join("\n"))) }
     }
+}
+
+/// The images of a file with this text, and what else it says; its paths are as they are from here.
+pub(super) fn spec(text: &str, path: &Path) -> Result<(Vec<Image>, Spec), SpecError> {
+    let mut spec = spec::parse(text, &path.display().to_string())?;
+    spec.resolve_paths(path.parent().unwrap_or(Path::new("")));
+    Ok((std::mem::take(&mut spec.images), spec))
 }
 
 /// A file's text, or what standard input gives.

@@ -250,6 +250,19 @@ fn create(path: &Path, mode: u32, form: FreelistForm) -> Result<Option<Db>> {
     Ok(Some(db))
 }
 
+/// Removes a database that a kill left half made.
+///
+/// # Errors
+/// [`Error::Root`], [`Error::Io`].
+pub fn remove_leftovers(root: &Root) -> Result<()> {
+    let Some(dir) = root.containerd_dir(PLUGIN)? else { return Ok(()) };
+    let path = new_name(&dir.join(FILE));
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Io { path, source }),
+        _ => Ok(()),
+    }
+}
+
 fn new_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(NEW);

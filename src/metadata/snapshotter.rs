@@ -66,6 +66,13 @@ pub struct Snapshotter {
     pub dirs: Vec<String>,
 }
 
+impl Snapshotter {
+    /// What is in its database, where that can be read.
+    pub fn records(&self) -> Option<&Records> {
+        self.database.as_ref().ok()?.as_ref()?.records.as_ref()
+    }
+}
+
 /// A snapshotter's `metadata.db`.
 #[derive(Debug)]
 pub struct Database {

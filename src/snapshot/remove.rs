@@ -37,7 +37,7 @@ impl Removal {
         if !WITH_DIRS.contains(&snapshotter.name.as_str()) {
             return None;
         }
-        let records = snapshotter.database.as_ref().ok()?.as_ref()?.records.as_ref()?;
+        let records = snapshotter.records()?;
         let mut stay: BTreeSet<&str> = BTreeSet::new();
         for name in records.snapshots.keys().filter(|name| needed(name)) {
             let mut at = name.as_str();
