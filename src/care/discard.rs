@@ -83,6 +83,8 @@ pub fn discard_layers(root: &Root, request: &Discard<'_>, wait: &Wait<'_>) -> Re
             let (discarded, why) = match verdict {
                 Ok((why, mut labels)) => {
                     changes.labels.append(&mut labels);
+                    let names = image.rows.iter().map(|row| (image.namespace.to_owned(), row.name.clone()));
+                    changes.forget.extend(names);
                     (true, why)
                 }
                 Err(why) => (false, why),
@@ -95,7 +97,7 @@ pub fn discard_layers(root: &Root, request: &Discard<'_>, wait: &Wait<'_>) -> Re
         return Err(Error::NoImage(name.clone()));
     }
     found.sort_unstable();
-    let sweep = Sweep::new(root, &mut whole, changes, request.collect)?;
+    let mut sweep = Sweep::new(root, &mut whole, changes, request.collect)?;
     if !request.collect.dry_run {
         sweep.execute(root, &whole, &mut meta)?;
     }

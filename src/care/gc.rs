@@ -48,7 +48,7 @@ pub struct Garbage {
 pub struct Collected {
     /// What goes.
     pub removed: Vec<Garbage>,
-    /// Bytes on disk that are free then, as the file system counts them.
+    /// Bytes on disk that are free then; what the databases grow by for it is taken off once it is done.
     pub bytes: u64,
     /// Fetched images, as namespace and name, that were kept for a bootstrap to come.
     pub fetched: Vec<(String, String)>,
@@ -61,7 +61,7 @@ pub struct Collected {
 pub fn gc(root: &Root, collect: Collect, wait: &Wait<'_>) -> Result<Collected> {
     let mut meta = MetaDb::lock(root, if collect.dry_run { Lock::Shared } else { Lock::Exclusive }, wait)?;
     let mut whole = Whole::read(root, &mut meta)?;
-    let sweep = Sweep::new(root, &mut whole, Changes::default(), collect)?;
+    let mut sweep = Sweep::new(root, &mut whole, Changes::default(), collect)?;
     if !collect.dry_run {
         sweep.execute(root, &whole, &mut meta)?;
     }
@@ -79,6 +79,8 @@ pub(super) struct Changes {
     pub(super) leases: Vec<(String, String)>,
     /// Labels of blobs that go, by namespace.
     pub(super) labels: Vec<(String, Digest, String)>,
+    /// Images, by namespace and name, of which prebake's catalog knows what is no longer so.
+    pub(super) forget: Vec<(String, String)>,
 }
 
 impl Changes {
@@ -271,18 +273,20 @@ impl Sweep {
     ///
     /// # Errors
     /// [`Error`].
-    pub(super) fn execute(&self, root: &Root, whole: &Whole, meta: &mut MetaDb) -> Result<()> {
+    pub(super) fn execute(&mut self, root: &Root, whole: &Whole, meta: &mut MetaDb) -> Result<()> {
+        let before = metadata::disk_usage(root)?;
         // Before the records: what it names without one is taken for fetched.
         if let Some(dir) = root.state_dir()?
-            && !self.changes.remove.is_empty()
+            && !(self.changes.remove.is_empty() && self.changes.forget.is_empty())
         {
             let catalog = Catalog::open(&dir)?;
             catalog.forget(&self.changes.remove);
+            catalog.forget(&self.changes.forget);
             catalog.save()?;
         }
         if !self.records.is_empty() || !self.changes.is_empty() {
             meta.write(|tx| {
-                let Changes { remove, add, leases, labels } = &self.changes;
+                let Changes { remove, add, leases, labels, .. } = &self.changes;
                 for (namespace, name, target, labels) in add {
                     metadata::put_image(tx, namespace, &metadata::Image { name, target, labels }, Utc::now())?;
                 }
@@ -311,6 +315,8 @@ impl Sweep {
         self.snapshots.iter().try_for_each(|removal| removal.execute(root))?;
         self.files.iter().try_for_each(|digest| whole.store.remove(digest))?;
         self.ingests.iter().try_for_each(Left::remove)?;
+        let growth = metadata::disk_usage(root)?.saturating_sub(before);
+        self.collected.bytes = self.collected.bytes.saturating_sub(growth);
         Ok(())
     }
 }

@@ -143,7 +143,7 @@ pub fn prune(root: &Root, request: &Prune, wait: &Wait<'_>) -> Result<Pruned> {
     }
     let Pruner { changes, mut decisions } = pruner;
     decisions.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    let sweep = Sweep::new(root, &mut whole, changes, request.collect)?;
+    let mut sweep = Sweep::new(root, &mut whole, changes, request.collect)?;
     if !request.collect.dry_run {
         sweep.execute(root, &whole, &mut meta)?;
     }

@@ -22,6 +22,7 @@ mod snapshotter;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ const FILE: &str = "meta.db";
 const FILE_MODE: u32 = 0o644;
 /// What the name of a new database ends in before it is whole.
 const NEW: &str = ".prebake";
+/// What `st_blocks` counts in, in bytes.
+const SECTOR: u64 = 512;
 /// The namespace of Kubernetes, in which CRI keeps three records an image.
 pub const K8S_NAMESPACE: &str = "k8s.io";
 
@@ -248,6 +251,17 @@ fn create(path: &Path, mode: u32, form: FreelistForm) -> Result<Option<Db>> {
     }
     File::open(path.parent().unwrap_or(path)).and_then(|dir| dir.sync_all()).map_err(error)?;
     Ok(Some(db))
+}
+
+/// What all databases of a root take, in bytes on disk.
+///
+/// # Errors
+/// [`Error::Root`].
+pub fn disk_usage(root: &Root) -> Result<u64> {
+    let mut dirs = vec![root.containerd_dir(PLUGIN)?.map(|dir| dir.join(FILE))];
+    dirs.extend(snapshotter::files(root)?.into_iter().map(Some));
+    let blocks = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * SECTOR);
+    Ok(dirs.into_iter().flatten().map(blocks).sum())
 }
 
 /// Removes a database that a kill left half made.

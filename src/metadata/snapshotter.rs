@@ -82,6 +82,16 @@ pub struct Database {
     pub records: Option<Records>,
 }
 
+/// Where the snapshotters of a root have, or would have, their databases.
+pub(super) fn files(root: &Root) -> Result<Vec<PathBuf>> {
+    let Some(plugins) = root.containerd_dir("")? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for plugin in names(&plugins)?.iter().filter(|plugin| plugin.starts_with(PLUGINS)) {
+        found.extend(root.containerd_dir(plugin)?.map(|dir| dir.join(FILE)));
+    }
+    Ok(found)
+}
+
 /// All snapshotters that have a directory in the root.
 ///
 /// # Errors

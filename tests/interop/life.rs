@@ -14,21 +14,21 @@ use crate::support::registry::TestRegistry;
 use crate::support::rng::Rng;
 
 /// What a containerd left behind.
-struct Life {
-    pods: Vec<(String, u64)>,
-    containers: Vec<(String, u64)>,
+pub struct Life {
+    pub pods: Vec<(String, u64)>,
+    pub containers: Vec<(String, u64)>,
     sandboxes: Vec<String>,
-    leases: BTreeSet<String>,
-    snapshots: BTreeSet<String>,
+    pub leases: BTreeSet<String>,
+    pub snapshots: BTreeSet<String>,
 }
 
-fn rows(table: &str) -> BTreeSet<String> {
+pub fn rows(table: &str) -> BTreeSet<String> {
     let first = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
     table.lines().skip(1).map(first).collect()
 }
 
 /// What is there now of everything that is not an image.
-fn look(containerd: &Containerd) -> Life {
+pub fn look(containerd: &Containerd) -> Life {
     let socket = containerd.socket();
     let all = |command: &str| -> BTreeSet<String> {
         ["k8s.io", "moby", "default"].into_iter().flat_map(|ns| rows(&containerd.ctr_in(ns, command))).collect()
@@ -47,7 +47,7 @@ fn look(containerd: &Containerd) -> Life {
 }
 
 /// Fills a root as kubelet, docker and people with `ctr` do.
-fn live(containerd: &Containerd, registry: &str, demo: &[String], debian: &str) -> String {
+pub fn live(containerd: &Containerd, registry: &str, demo: &[String], debian: &str) -> String {
     let socket = containerd.socket();
     let pull = |name: &str| cri::pull_image(&socket, name).unwrap_or_else(|e| panic!("{e}\n{}", containerd.log()));
     demo.iter().filter(|name| name.contains("/hello:") || name.contains("/docker:")).for_each(|name| pull(name));

@@ -6,3 +6,5 @@ pub mod crash;
 pub mod prebake;
 pub mod registry;
 pub mod rng;
+pub mod situations;
+pub mod world;
