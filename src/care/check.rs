@@ -205,7 +205,9 @@ impl Checker {
             named.extend(records.all.blobs.keys());
         }
         self.report.unreferenced = self.files.keys().filter(|digest| !named.contains(digest)).count() as u64;
-        Ok(Some(namespaces.into_iter().flat_map(|records| records.all.snapshots).map(|(snapshot, _)| snapshot).collect()))
+        Ok(Some(
+            namespaces.into_iter().flat_map(|records| records.all.snapshots).map(|(snapshot, _)| snapshot).collect(),
+        ))
     }
 
     /// Each blob's file, and each snapshot's parent and each reference to one.

@@ -79,7 +79,8 @@ pub fn discard_layers(root: &Root, request: &Discard<'_>, wait: &Wait<'_>) -> Re
                 continue;
             }
             missing.retain(|name| !own.contains(name));
-            let verdict = Look { contents, image: &image, request, uses: &uses, elsewhere: &elsewhere, whole: &whole }.verdict();
+            let verdict =
+                Look { contents, image: &image, request, uses: &uses, elsewhere: &elsewhere, whole: &whole }.verdict();
             let (discarded, why) = match verdict {
                 Ok((why, mut labels)) => {
                     changes.labels.append(&mut labels);
@@ -138,8 +139,13 @@ impl Look<'_, '_> {
         if let Some(other) = self.request.snapshotters.iter().find(|name| *name != OVERLAYFS) {
             return Err(format!("snapshotter {other} needs them to unpack the image again"));
         }
-        let manifests: Vec<&Here> =
-            self.image.tree.manifests.iter().filter(|here| here.manifest.layers.iter().any(|layer| self.has(&layer.digest))).collect();
+        let manifests: Vec<&Here> = self
+            .image
+            .tree
+            .manifests
+            .iter()
+            .filter(|here| here.manifest.layers.iter().any(|layer| self.has(&layer.digest)))
+            .collect();
         if manifests.is_empty() {
             return Err("it has none, or they are discarded already".to_owned());
         }
@@ -214,7 +220,8 @@ impl Look<'_, '_> {
                     && stored.id.is_some_and(|id| dirs.contains(id.to_string().as_str()))
             })
         };
-        let rows = self.contents.snapshots.iter().filter(|(row, _)| row.snapshotter == OVERLAYFS && is_whole(&row.name));
+        let rows =
+            self.contents.snapshots.iter().filter(|(row, _)| row.snapshotter == OVERLAYFS && is_whole(&row.name));
         rows.map(|(row, _)| row.key.as_str()).collect()
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Result;
-use super::trees::Image;
+use super::trees::{Here, Image};
 use super::whole::Whole;
 use crate::bolt::Lock;
 use crate::metadata::{Contents, MetaDb, Wait};
@@ -75,7 +75,8 @@ pub fn du(root: &Root, wait: &Wait<'_>) -> Result<DiskUse> {
     sizes.extend(whole.files.iter().map(|(digest, stat)| (Part::Blob(digest), stat.disk)));
     let mut all_snapshots = 0;
     for snapshotter in whole.snapshotters.iter().filter(|snapshotter| WITH_DIRS.contains(&snapshotter.name.as_str())) {
-        let everything = Removal { snapshotter: snapshotter.name.clone(), names: Vec::new(), dirs: snapshotter.dirs.clone() };
+        let everything =
+            Removal { snapshotter: snapshotter.name.clone(), names: Vec::new(), dirs: snapshotter.dirs.clone() };
         for (dir, path) in snapshotter.dirs.iter().zip(everything.paths(root)?) {
             let size = snapshot::disk_usage(&path)?;
             all_snapshots += size;
@@ -90,7 +91,10 @@ pub fn du(root: &Root, wait: &Wait<'_>) -> Result<DiskUse> {
         .flat_map(|contents| {
             let ids = ids(&whole, contents);
             let images = Image::all(&whole, contents).into_iter();
-            images.map(|image| (parts(&whole, &image, &ids), image)).map(|(parts, image)| (image, parts)).collect::<Vec<_>>()
+            images
+                .map(|image| (parts(&whole, &image, &ids), image))
+                .map(|(parts, image)| (image, parts))
+                .collect::<Vec<_>>()
         })
         .collect();
     let mut times: HashMap<Part<'_>, usize> = HashMap::new();
@@ -117,7 +121,8 @@ pub fn du(root: &Root, wait: &Wait<'_>) -> Result<DiskUse> {
     used.other_blobs = whole.files.values().map(|stat| stat.disk).sum::<u64>() - used.blobs;
     used.other_snapshots = all_snapshots - used.snapshots;
     used.ingests = whole.ingests.iter().map(|ingest| ingest.disk).sum();
-    let dir = |path: Option<std::path::PathBuf>| path.as_deref().map_or(Ok(0), |path: &Path| snapshot::disk_usage(path));
+    let dir =
+        |path: Option<std::path::PathBuf>| path.as_deref().map_or(Ok(0), |path: &Path| snapshot::disk_usage(path));
     used.containerd = dir(root.containerd_dir("")?)?;
     used.prebake = dir(root.state_dir()?)?;
     let known = used.blobs + used.snapshots + used.other_blobs + used.other_snapshots + used.ingests;
@@ -146,8 +151,7 @@ fn parts<'w>(whole: &'w Whole, image: &Image<'w>, ids: &BTreeMap<(&'w str, &'w s
     let digests = image.tree.documents.iter().chain(below.map(|descriptor| &descriptor.digest));
     let blobs = digests.filter_map(|digest| whole.files.get_key_value(digest)).map(|(digest, _)| Part::Blob(digest));
     let mut parts: HashSet<Part<'w>> = blobs.collect();
-    let chains: HashSet<String> =
-        manifests.iter().flat_map(|here| here.chain()).map(|chain| chain.to_string()).collect();
+    let chains: HashSet<String> = manifests.iter().flat_map(Here::chain).map(|chain| chain.to_string()).collect();
     let on = ids.iter().filter(|((_, key), _)| chains.contains(*key));
     parts.extend(on.map(|((snapshotter, _), id)| Part::Snapshot(snapshotter, *id)));
     parts

@@ -6,10 +6,10 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::Result;
 use super::graph::{Graph, Kind, is_expired};
 use super::release::{Release, Rules};
 use super::whole::Whole;
-use super::Result;
 use crate::bolt::Lock;
 use crate::catalog::Catalog;
 use crate::content::Left;
@@ -249,14 +249,22 @@ impl Sweep {
         for snapshotter in &whole.snapshotters {
             let named = snapshots.get(snapshotter.name.as_str()).unwrap_or(&none);
             let Some(removal) = Removal::all_but(snapshotter, |name| named.contains(name)) else { continue };
-            let known: HashSet<&str> = whole.contents.iter().flat_map(|contents| &contents.snapshots)
+            let known: HashSet<&str> = whole
+                .contents
+                .iter()
+                .flat_map(|contents| &contents.snapshots)
                 .map(|(snapshot, _)| snapshot.name.as_str())
                 .collect();
             for name in removal.names.iter().filter(|name| !known.contains(name.as_str())) {
                 note("snapshot", format!("{}/{name}", snapshotter.name), "meta.db does not name it");
             }
-            let ids: HashSet<String> = snapshotter.records().into_iter().flat_map(|records| records.snapshots.values())
-                .filter_map(|stored| stored.id).map(|id| id.to_string()).collect();
+            let ids: HashSet<String> = snapshotter
+                .records()
+                .into_iter()
+                .flat_map(|records| records.snapshots.values())
+                .filter_map(|stored| stored.id)
+                .map(|id| id.to_string())
+                .collect();
             for dir in removal.dirs.iter().filter(|dir| !ids.contains(*dir)) {
                 note("directory", format!("{}/snapshots/{dir}", snapshotter.name), "no record names it");
             }

@@ -137,13 +137,27 @@ impl<'c> Graph<'c> {
                 self.edges.push(Vec::new());
             }
         };
-        images.iter().for_each(|image| add(Kind::Image, "", &image.name));
-        blobs.keys().for_each(|digest| add(Kind::Blob, "", digest.as_str()));
-        snapshots.iter().for_each(|(snapshot, _)| add(Kind::Snapshot, &snapshot.snapshotter, &snapshot.key));
-        ingests.iter().for_each(|ingest| add(Kind::Ingest, "", &ingest.reference));
-        containers.iter().for_each(|container| add(Kind::Container, "", &container.id));
-        leases.iter().for_each(|lease| add(Kind::Lease, "", &lease.id));
-        sandboxes.iter().for_each(|(id, _)| add(Kind::Sandbox, "", id));
+        for image in images {
+            add(Kind::Image, "", &image.name);
+        }
+        for digest in blobs.keys() {
+            add(Kind::Blob, "", digest.as_str());
+        }
+        for (snapshot, _) in snapshots {
+            add(Kind::Snapshot, &snapshot.snapshotter, &snapshot.key);
+        }
+        for ingest in ingests {
+            add(Kind::Ingest, "", &ingest.reference);
+        }
+        for container in containers {
+            add(Kind::Container, "", &container.id);
+        }
+        for lease in leases {
+            add(Kind::Lease, "", &lease.id);
+        }
+        for (id, _) in sandboxes {
+            add(Kind::Sandbox, "", id);
+        }
     }
 
     /// All objects, by their numbers.
@@ -163,7 +177,9 @@ impl<'c> Graph<'c> {
     pub(super) fn keepers(&self) -> Vec<Vec<(usize, By<'c>)>> {
         let mut keepers = vec![Vec::new(); self.objects.len()];
         for (from, edges) in self.edges.iter().enumerate() {
-            edges.iter().for_each(|edge| keepers[edge.to].push((from, edge.by)));
+            for edge in edges {
+                keepers[edge.to].push((from, edge.by));
+            }
         }
         keepers
     }
@@ -361,6 +377,3 @@ fn is_met(condition: &str, age: Duration) -> bool {
         _ => false,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -55,7 +55,9 @@ pub enum Error {
     #[error("there is no image {0:?}; `prebake images` lists those there are")]
     NoImage(String),
     /// An image would be lost with the catalog.
-    #[error("{image} in namespace {namespace} was fetched, and containerd does not know of it: `prebake bootstrap` it, or `prebake gc --fetched`, first")]
+    #[error(
+        "{image} in namespace {namespace} was fetched, and containerd does not know of it: `prebake bootstrap` it, or `prebake gc --fetched`, first"
+    )]
     Fetched {
         /// containerd's namespace.
         namespace: String,

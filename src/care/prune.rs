@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::gc::{Changes, Collect, Collected, Sweep, is_live};
 use super::trees::Image;
-use super::used::{DOCKER_TEMPORARY, MIN_SHORT_ID, Needs, Uses};
+use super::used::{DOCKER_TEMPORARY, MIN_SHORT_ID, Need, Needs, Uses};
 use super::whole::Whole;
 use super::{Error, Result};
 use crate::bolt::Lock;
@@ -199,7 +199,7 @@ impl Image<'_> {
             is_by_digest(name)
                 && stay.iter().any(|kept| name.parse::<Digest>().is_ok() || repository(kept) == repository(name))
         };
-        names().filter(|name| !kept.contains_key(*name) && !(self.namespace == K8S_NAMESPACE && beside(name))).collect()
+        names().filter(|name| !(kept.contains_key(*name) || self.namespace == K8S_NAMESPACE && beside(name))).collect()
     }
 
     /// With the records that CRI keeps beside names that go, when no other name stays that they belong to.
@@ -244,7 +244,10 @@ impl Unused {
         if let Some(before) = self.before {
             let young = image.rows.iter().find(|row| row.created.is_none_or(|created| created >= before));
             if young.is_some() {
-                return Some(format!("it was made after {}", before.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)));
+                return Some(format!(
+                    "it was made after {}",
+                    before.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+                ));
             }
         }
         let fits = |glob: &&String| {
@@ -328,19 +331,20 @@ impl Pruner {
         // A companion may be what somebody knows it by.
         let held = |name: &&str| !names.contains(*name) && !force && needs.names.contains_key(*name);
         let gone: BTreeSet<&str> = gone.into_iter().filter(|name| !held(name)).collect();
-        let vanishes = image.rows.iter().all(|row| gone.contains(row.name.as_str()));
-        let need = needs.image.first().or_else(|| needs.names.values().next()).filter(|_| vanishes);
-        let Some(need) = need else {
-            gone.iter().for_each(|name| self.decide(image, name, Fate::Removed, why));
+        let named = image.rows.iter().any(|row| !gone.contains(row.name.as_str()) && !is_by_digest(&row.name));
+        let users = needs.image.iter().chain(needs.names.values()).filter(|need| **need != Need::Pinned);
+        let Some(need) = users.into_iter().next().filter(|_| !named) else {
+            for name in gone {
+                self.decide(image, name, Fate::Removed, why);
+            }
             return;
         };
+        // It is in use, and loses its last name: what says its digest stays.
         let (by_digest, by_name): (Vec<&str>, Vec<&str>) = gone.iter().partition(|name| is_by_digest(name));
-        if by_digest.is_empty() {
-            // Its last name was one that says more.
-            let row = image.rows.iter().find(|row| Some(row.name.as_str()) == by_name.first().copied());
-            let labels = row.map(|row| row.labels.clone()).unwrap_or_default();
-            let dangling = image.dangling_name(by_name.first().copied().unwrap_or_default());
-            self.changes.add.push((image.namespace.to_owned(), dangling, image.target.clone(), labels));
+        let row = image.rows.iter().find(|row| Some(row.name.as_str()) == by_name.first().copied());
+        if let Some(row) = row.filter(|_| !image.rows.iter().any(|row| is_by_digest(&row.name))) {
+            let (namespace, dangling) = (image.namespace.to_owned(), image.dangling_name(&row.name));
+            self.changes.add.push((namespace, dangling, image.target.clone(), row.labels.clone()));
         }
         for name in by_digest.iter().filter(|name| names.contains(*name)) {
             self.decide(image, name, Fate::Kept, need.to_string());
@@ -350,6 +354,3 @@ impl Pruner {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -52,6 +52,7 @@ impl FromStr for Release {
 
 /// What a collection goes by (containerd `core/metadata/gc.go` of the releases named).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "releases differ in them independently of each other")]
 pub(super) struct Rules {
     /// An image whose `gc.expire` has passed is none; from 2.0.
     pub(super) images_expire: bool,

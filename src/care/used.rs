@@ -155,11 +155,8 @@ impl Uses {
 
     fn add_active(&mut self, snapshot: &Snapshot, by_key: &HashMap<(&str, &str), &Snapshot>) {
         let Snapshot { namespace, snapshotter, key, .. } = snapshot;
-        let need = || Need::Snapshot {
-            namespace: namespace.clone(),
-            snapshotter: snapshotter.clone(),
-            key: key.clone(),
-        };
+        let need =
+            || Need::Snapshot { namespace: namespace.clone(), snapshotter: snapshotter.clone(), key: key.clone() };
         // As unpackers name it: "extract-<time>-<random> <chainID>".
         if let Some(chain) = key.strip_prefix("extract-").and_then(|rest| rest.rsplit(' ').next()?.parse().ok()) {
             self.unfinished.insert((namespace.clone(), chain), need());

@@ -131,11 +131,12 @@ impl<'t> Called<'t> {
     fn is(&self, object: &Object<'_>) -> bool {
         let key = object.key;
         match object.kind {
-            Kind::Image => key == self.text || self.name.as_deref() == Some(key) || is_digest(key) && self.fits_digest(key),
+            Kind::Image => {
+                key == self.text || self.name.as_deref() == Some(key) || is_digest(key) && self.fits_digest(key)
+            }
             Kind::Blob => self.fits_digest(key),
             Kind::Snapshot => {
-                let by_number =
-                    |(snapshotter, own): &(String, String)| snapshotter == object.snapshotter && own == key;
+                let by_number = |(snapshotter, own): &(String, String)| snapshotter == object.snapshotter && own == key;
                 key == self.text
                     || self.text.split_once('/') == Some((object.snapshotter, key))
                     || is_digest(key) && self.fits_digest(key)
@@ -220,9 +221,7 @@ fn said(by: By<'_>) -> String {
 
 /// The images that were fetched and have no record yet, and have a blob.
 fn fetched(whole: &Whole, digest: &str) -> Vec<Way> {
-    let has = |image: &ImageRecord| {
-        image.blobs.iter().any(|blob| blob.descriptor.digest.as_str() == digest)
-    };
+    let has = |image: &ImageRecord| image.blobs.iter().any(|blob| blob.descriptor.digest.as_str() == digest);
     let images = whole.fetched.iter().filter(|(_, image)| has(image));
     let way = |(namespace, image): &(String, ImageRecord)| {
         let by = format!("fetched for namespace {namespace}, and not bootstrapped");

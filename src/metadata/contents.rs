@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use super::records::{
-    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, NAME, PARENT, Path, SNAPSHOTS, V1, blobs, bolt_error, buckets, images, labels, lossy, rows,
+    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, NAME, PARENT, Path, SNAPSHOTS, V1, blobs, bolt_error, buckets, images,
+    labels, lossy, rows,
 };
 use super::{BlobRow, Error, ImageRow, Labels, Result, Snapshot, codec};
 use crate::bolt::{self, Seen, Tx, View};
@@ -99,8 +100,7 @@ pub fn contents(tx: &Tx<'_>, namespace: &str) -> Result<Contents> {
         rows(tx, &[V1, namespace.as_bytes(), CONTENT, INGESTS], "a plain key among the ingests", &mut ingest)?,
         wrong,
     );
-    all.containers =
-        sound(rows(tx, &path(CONTAINERS), "a plain key among the containers", &mut container)?, wrong);
+    all.containers = sound(rows(tx, &path(CONTAINERS), "a plain key among the containers", &mut container)?, wrong);
     all.leases = sound(rows(tx, &path(LEASES), "a plain key among the leases", &mut lease)?, wrong);
     all.sandboxes = sound(
         rows(tx, &path(SANDBOXES), "a plain key among the sandboxes", &mut |id, view| {

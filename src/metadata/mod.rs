@@ -29,15 +29,15 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD};
 
 pub use contents::{
-    Container, Contents, IngestRow, Lease, contents, remove_blob, remove_blob_label, remove_image, remove_ingest, remove_lease,
-    remove_snapshot, snapshots,
+    Container, Contents, IngestRow, Lease, contents, remove_blob, remove_blob_label, remove_image, remove_ingest,
+    remove_lease, remove_snapshot, snapshots,
 };
 pub use labels::Labels;
 use lock::Waiting;
 pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
 pub use records::{
-    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images, is_migrated,
-    namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
+    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
+    is_migrated, namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
 };
 
 pub use show::{Shown, show, show_key};

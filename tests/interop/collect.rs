@@ -58,7 +58,8 @@ fn each_case_as_each_release_has_it() {
     world.file("nobody's");
     world.ingest_dir("case-0/1/nobody's");
     world.finish();
-    std::fs::create_dir_all(containerd_root(&made).join("io.containerd.snapshotter.v1.overlayfs/snapshots/new-77/fs")).unwrap();
+    std::fs::create_dir_all(containerd_root(&made).join("io.containerd.snapshotter.v1.overlayfs/snapshots/new-77/fs"))
+        .unwrap();
     for (release, left) in same_survivors(&made, dir.path()) {
         for (thing, case, goes) in &said {
             assert_eq!(!left.contains(thing), goes(release), "{release:?}, {case}: {thing}");
@@ -70,13 +71,25 @@ fn each_case_as_each_release_has_it() {
 /// Records and references at random.
 fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
     const KEYS: [&str; 14] = [
-        "gc.ref.content", "gc.ref.content.l.0", "gc.ref.content/a", "gc.ref.contents", "gc.ref.snapshot.overlayfs",
-        "gc.ref.snapshot.overlayfs/a", "gc.ref.snapshot.native", "gc.ref.image", "gc.ref.image.a", "gc.ref.images",
-        "gc.root", "gc.root.a", "gc.bref.content", "gc.bref.image.a",
+        "gc.ref.content",
+        "gc.ref.content.l.0",
+        "gc.ref.content/a",
+        "gc.ref.contents",
+        "gc.ref.snapshot.overlayfs",
+        "gc.ref.snapshot.overlayfs/a",
+        "gc.ref.snapshot.native",
+        "gc.ref.image",
+        "gc.ref.image.a",
+        "gc.ref.images",
+        "gc.root",
+        "gc.root.a",
+        "gc.bref.content",
+        "gc.bref.image.a",
     ];
     const SNAPSHOTTERS: [&str; 2] = ["overlayfs", "native"];
     let texts: Vec<String> = (0..24).map(|n| format!("{n} in {namespace}")).collect();
-    let digests: Vec<String> = texts.iter().map(|text| ::prebake::oci::Digest::of(text.as_bytes()).to_string()).collect();
+    let digests: Vec<String> =
+        texts.iter().map(|text| ::prebake::oci::Digest::of(text.as_bytes()).to_string()).collect();
     let name = |n: usize| format!("example.org/{namespace}:{n}");
     let any = |rng: &mut Rng, most: usize| {
         let mut found = ::prebake::metadata::Labels::new();
@@ -126,10 +139,16 @@ fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
         if rng.one_in(2) {
             expires(rng, &mut own);
         }
-        let (content, snapshot, image) = (digests[rng.below(24)].clone(), format!("s{}", rng.below(10)), name(rng.below(6)));
+        let (content, snapshot, image) =
+            (digests[rng.below(24)].clone(), format!("s{}", rng.below(10)), name(rng.below(6)));
         let ingest = format!("w{}", rng.below(4));
         let snapshots = format!("snapshots/{}", SNAPSHOTTERS[rng.below(2)]);
-        let holds = [("content", content.as_str()), (snapshots.as_str(), snapshot.as_str()), ("images", image.as_str()), ("ingests", ingest.as_str())];
+        let holds = [
+            ("content", content.as_str()),
+            (snapshots.as_str(), snapshot.as_str()),
+            ("images", image.as_str()),
+            ("ingests", ingest.as_str()),
+        ];
         world.lease(namespace, &format!("l{n}"), &own, &holds[rng.below(4)..]);
     }
     for n in 0..4 {
@@ -158,7 +177,8 @@ fn anything_at_random() {
     let before = things(&made);
     for (release, left) in same_survivors(&made, dir.path()) {
         for kind in ["blob", "snapshot", "ingest", "lease", "image"] {
-            let of_kind = |things: &BTreeSet<String>| things.iter().filter(|thing| thing.split(' ').nth(1) == Some(kind)).count();
+            let of_kind =
+                |things: &BTreeSet<String>| things.iter().filter(|thing| thing.split(' ').nth(1) == Some(kind)).count();
             let (had, has) = (of_kind(&before), of_kind(&left));
             let may_stay = kind == "image" && release < (2, 0);
             assert!(has > 0 && (has < had || may_stay), "{release:?}: of {had} {kind}s, {has} are left");
@@ -187,7 +207,8 @@ fn the_living_go_on(release: &'static str) {
     let full = size(&root);
     let mut freed = 0;
     for namespace in ["k8s.io", "moby", "default"] {
-        let told = prebake(&root, &format!("prune --all --namespace {namespace} --dry-run --json")).expect(0).last_json();
+        let told =
+            prebake(&root, &format!("prune --all --namespace {namespace} --dry-run --json")).expect(0).last_json();
         let done = prebake(&root, &format!("prune --all --namespace {namespace} --json")).expect(0).last_json();
         assert_eq!(told["images"], done["images"]);
         freed += done["bytes"].as_u64().unwrap();

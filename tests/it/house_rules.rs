@@ -47,7 +47,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "care",
-            &["bolt", "catalog", "content", "duration", "kind", "metadata", "oci", "parallel", "root", "snapshot"],
+            &[
+                "bolt", "catalog", "content", "duration", "kind", "layer", "metadata", "oci", "parallel", "root",
+                "snapshot",
+            ],
         ),
         ("fixture", &["layer", "oci"]),
         (

@@ -43,29 +43,48 @@ type Need = fn(&mut World, &Descriptor, &Digest, &Digest);
 const NEEDS: [(&str, Need); 15] = [
     ("a container by its name", |w, _, _, _| w.container(NS, "c", "example.org/used:1", None, &labels(&[]))),
     ("a container by its short name", |w, _, _, _| w.container(NS, "c", "docker.io/library/used", None, &labels(&[]))),
-    ("a container of another namespace", |w, _, _, _| w.container("moby", "c", "example.org/used:1", None, &labels(&[]))),
+    ("a container of another namespace", |w, _, _, _| {
+        w.container("moby", "c", "example.org/used:1", None, &labels(&[]));
+    }),
     ("a container by repository and digest", |w, target, _, _| {
         w.container(NS, "c", &format!("example.org/used@{}", target.digest), None, &labels(&[]));
     }),
     ("a container by tag and digest", |w, target, _, _| {
         w.container("default", "c", &format!("example.org/used:1@{}", target.digest), None, &labels(&[]));
     }),
-    ("a container by the target's digest", |w, target, _, _| w.container(NS, "c", target.digest.as_str(), None, &labels(&[]))),
-    ("a container by the image's id", |w, _, config, _| w.container("default", "c", config.as_str(), None, &labels(&[]))),
+    ("a container by the target's digest", |w, target, _, _| {
+        w.container(NS, "c", target.digest.as_str(), None, &labels(&[]));
+    }),
+    ("a container by the image's id", |w, _, config, _| {
+        w.container("default", "c", config.as_str(), None, &labels(&[]));
+    }),
     ("a container by the id's digits", |w, _, config, _| w.container(NS, "c", config.hex(), None, &labels(&[]))),
-    ("a container by the id's first digits", |w, _, config, _| w.container("moby", "c", &config.hex()[..12], None, &labels(&[]))),
-    ("an active snapshot", |w, _, _, chain| w.active(NS, "overlayfs", "container", chain.as_str())),
+    ("a container by the id's first digits", |w, _, config, _| {
+        w.container("moby", "c", &config.hex()[..12], None, &labels(&[]));
+    }),
+    ("an active snapshot", |w, _, _, chain| {
+        w.active(NS, "overlayfs", "own", chain.as_str());
+        w.container(NS, "c", "", Some(("overlayfs", "own")), &labels(&[]));
+    }),
     ("an active snapshot on Docker's own layer", |w, _, _, chain| {
         w.snapshot(NS, "overlayfs", "0123-init", chain.as_str(), &labels(&[]));
         w.active(NS, "overlayfs", "0123", "0123-init");
+        w.lease(NS, "0123", &labels(&[]), &[("snapshots/overlayfs", "0123")]);
     }),
     ("an unpacking that was not over", |w, _, _, chain| {
-        w.active(NS, "overlayfs", &format!("extract-123456789-AbCd {chain}"), "");
+        let key = format!("extract-123456789-AbCd {chain}");
+        w.active(NS, "overlayfs", &key, "");
+        w.lease(NS, "pull", &labels(&[]), &[("snapshots/overlayfs", &key)]);
     }),
     ("a lease on its target", |w, target, _, _| w.lease(NS, "l", &labels(&[]), &[("content", target.digest.as_str())])),
     ("a lease on its record", |w, _, _, _| w.lease(NS, "l", &labels(&[]), &[("images", "example.org/used:1")])),
     ("a lease on its snapshot", |w, _, _, chain| {
-        w.lease(NS, "l", &labels(&[("containerd.io/gc.expire", &hours(1))]), &[("snapshots/overlayfs", chain.as_str())]);
+        w.lease(
+            NS,
+            "l",
+            &labels(&[("containerd.io/gc.expire", &hours(1))]),
+            &[("snapshots/overlayfs", chain.as_str())],
+        );
     }),
 ];
 
@@ -87,7 +106,12 @@ fn whatever_needs_an_image_keeps_it() {
         let gone: Vec<_> = told.iter().filter(|(_, fate)| *fate == "removed").map(|(name, _)| name.clone()).collect();
         assert_eq!(gone.len(), 3, "{need}: {gone:?}");
         let left = things(dir.path());
-        for thing in [format!("image {name}"), format!("image {config}"), format!("blob {}", target.digest), format!("snapshot overlayfs/{chain}")] {
+        for thing in [
+            format!("image {name}"),
+            format!("image {config}"),
+            format!("blob {}", target.digest),
+            format!("snapshot overlayfs/{chain}"),
+        ] {
             assert!(left.contains(&format!("{NS} {thing}")), "{need}: {thing} is gone");
         }
         assert!(!left.contains(&format!("{NS} image example.org/idle:1")), "{need}");
@@ -159,7 +183,8 @@ fn the_records_beside_a_name_go_with_it_and_with_no_other() {
     // The repository has another tag.
     let now = left("rm example.org/app:1");
     let other = [name("example.com/other:1"), by_digest("example.com/other")];
-    let expected = [other.to_vec(), vec![name("example.org/app:2"), by_digest("example.org/app"), name(config.as_str())]];
+    let expected =
+        [other.to_vec(), vec![name("example.org/app:2"), by_digest("example.org/app"), name(config.as_str())]];
     assert_eq!(now, sorted(expected.concat()));
     // The image has another name.
     let now = left("rm example.org/app:2");
@@ -204,12 +229,19 @@ fn which_of_those_that_nobody_needs() {
     let gone = |arguments: &str| -> Vec<String> {
         let run = prebake(dir.path(), &format!("prune --dry-run --json {arguments}")).expect(0).last_json();
         let tagged = |(name, fate): (String, String)| (fate == "removed" && !name.contains('@')).then_some(name);
-        fates(&run).into_iter().filter_map(tagged).filter(|name| !name.starts_with("sha256:") || *name == id.as_str()).collect()
+        fates(&run)
+            .into_iter()
+            .filter_map(tagged)
+            .filter(|name| !name.starts_with("sha256:") || *name == id.as_str())
+            .collect()
     };
     assert_eq!(gone(""), [id.as_str()]);
     assert_eq!(gone("--all").len(), 4);
     assert_eq!(gone("--all --keep registry.k8s.io/*").len(), 3);
-    assert_eq!(gone("--all --keep example.org/app --keep *pause*"), ["example.org/app:1", "example.org/app:2", id.as_str()]);
+    assert_eq!(
+        gone("--all --keep example.org/app --keep *pause*"),
+        ["example.org/app:1", "example.org/app:2", id.as_str()]
+    );
     // Records are two days old.
     assert_eq!(gone("--all --until 24h").len(), 4);
     assert_eq!(gone("--all --until 720h"), [""; 0]);
@@ -267,7 +299,8 @@ fn layers_are_let_go_of_where_nobody_needs_them() {
     assert!(why("", &zstd).1.contains("it is not unpacked"));
     assert!(why("--snapshotters overlayfs,overlaybd", &hello).1.contains("overlaybd"));
     let rules = root.join("bake.toml");
-    fs::write(&rules, "[[rule]]\nname = \"*hello*\"\npolicy = \"unpack\"\n\n[target]\nfurther-snapshotters = []\n").unwrap();
+    fs::write(&rules, "[[rules]]\nname = \"*hello*\"\npolicy = \"unpack\"\n\n[target]\nfurther-snapshotters = []\n")
+        .unwrap();
     let with_rules = format!("--rules {}", rules.display());
     assert_eq!(why(&with_rules, &hello), (false, "by rule 1, its policy is unpack".to_owned()));
     assert!(why(&with_rules, &plain).0);
@@ -305,7 +338,8 @@ fn a_sealed_root_has_no_trace() {
             let leftover = root.path().join("var/lib/containerd/io.containerd.content.v1.content/ingest/abc");
             fs::create_dir_all(&leftover).unwrap();
             fs::write(leftover.join("ref"), "k8s.io/1/x").unwrap();
-            let staged = root.path().join("var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/new-prebake-x");
+            let staged =
+                root.path().join("var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/new-prebake-x");
             fs::create_dir_all(staged).unwrap();
             let run = prebake(root.path(), "seal").expect(0);
             assert!(run.stdout.starts_with("sound"), "{run:?}");
@@ -357,7 +391,9 @@ fn what_keeps_a_thing() {
 #[test]
 fn a_root_is_made_equal_to_a_spec() {
     let mut content = app();
-    let other = build("[layer.l]\nfiles = [{ path = \"f\", text = \"new\" }]\n[[image]]\nname = \"app:1\"\nlayers = [\"l\"]\n[[image]]\nname = \"gone:1\"\nlayers = [\"l\"]\n");
+    let other = build(
+        "[layer.l]\nfiles = [{ path = \"f\", text = \"new\" }]\n[[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n[[image]]\nname = \"gone:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n",
+    );
     content.tags.insert(("gone".into(), "1".into()), other.tags[&("gone".into(), "1".into())].clone());
     content.tags.insert(("app".into(), "old".into()), content.tags[&("app".to_owned(), "1".to_owned())].clone());
     content.blobs.extend(other.blobs.clone());
@@ -368,7 +404,7 @@ fn a_root_is_made_equal_to_a_spec() {
     prebake(&root, &format!("bake --platform linux/amd64 {}", names.join(" "))).expect(0);
     prebake(&root, &format!("bake --platform linux/amd64 --namespace default {}", names[2])).expect(0);
     let spec = dir.path().join("bake.toml");
-    fs::write(&spec, format!("[target]\nplatform = \"linux/amd64\"\n[[image]]\nreference = \"{}\"\n", names[0])).unwrap();
+    fs::write(&spec, format!("[target]\nplatform = \"linux/amd64\"\n[[images]]\nref = \"{}\"\n", names[0])).unwrap();
     let before = things(&root);
     let plan = prebake(&root, &format!("plan --sync -f {}", spec.display())).expect(0);
     assert!(plan.stdout.contains(&format!("removed: {}: it is not named", names[2])), "{plan:?}");
@@ -387,7 +423,8 @@ fn a_root_is_made_equal_to_a_spec() {
     // A fresh bake of the same has as much.
     let fresh = dir.path().join("fresh");
     prebake(&fresh, &format!("bake -f {}", spec.display())).expect(0);
-    let of = |root: &Path| -> Vec<String> { things(root).into_iter().filter(|thing| thing.starts_with("k8s.io")).collect() };
+    let of =
+        |root: &Path| -> Vec<String> { things(root).into_iter().filter(|thing| thing.starts_with("k8s.io")).collect() };
     assert_eq!(of(&root), of(&fresh));
     prebake(&root, "check").expect(0);
 

@@ -37,13 +37,19 @@ pub const SITUATIONS: [(&str, Make); 20] = [
         vec![(a("blob", &exact), NEVER), (a("blob", &longer), |release| release < (2, 2))]
     }),
     ("references by names and without", |w, ns| {
-        let [plain, dotted, slashed, other] = ["plain", "dotted", "slashed", "other"].map(|name| blob(w, ns, name, &[]));
-        let own = image(w, ns, "example.org/i:1", &[
-            ("containerd.io/gc.ref.content", &plain),
-            ("containerd.io/gc.ref.content.a", &dotted),
-            ("containerd.io/gc.ref.content/b", &slashed),
-            ("containerd.io/gc.ref.contents", &other),
-        ]);
+        let [plain, dotted, slashed, other] =
+            ["plain", "dotted", "slashed", "other"].map(|name| blob(w, ns, name, &[]));
+        let own = image(
+            w,
+            ns,
+            "example.org/i:1",
+            &[
+                ("containerd.io/gc.ref.content", &plain),
+                ("containerd.io/gc.ref.content.a", &dotted),
+                ("containerd.io/gc.ref.content/b", &slashed),
+                ("containerd.io/gc.ref.contents", &other),
+            ],
+        );
         let kept = [plain, dotted, slashed, own].map(|digest| (a("blob", &digest), NEVER));
         [kept.to_vec(), vec![(a("image", "example.org/i:1"), NEVER), (a("blob", &other), ALWAYS)]].concat()
     }),
@@ -95,8 +101,19 @@ pub const SITUATIONS: [(&str, Make); 20] = [
         let [labelled, not] = ["labelled", "not"].map(|name| blob(w, ns, name, &[]));
         w.snapshot(ns, "overlayfs", "layer", "", &labels(&[]));
         w.active(ns, "overlayfs", "own", "layer");
-        w.container(ns, "c", "example.org/i:1", Some(("overlayfs", "own")), &labels(&[("containerd.io/gc.ref.content.a", &labelled)]));
-        let kept = [a("container", "c"), a("snapshot", "overlayfs/own"), a("snapshot", "overlayfs/layer"), a("blob", &labelled)];
+        w.container(
+            ns,
+            "c",
+            "example.org/i:1",
+            Some(("overlayfs", "own")),
+            &labels(&[("containerd.io/gc.ref.content.a", &labelled)]),
+        );
+        let kept = [
+            a("container", "c"),
+            a("snapshot", "overlayfs/own"),
+            a("snapshot", "overlayfs/layer"),
+            a("blob", &labelled),
+        ];
         [kept.map(|thing| (thing, NEVER)).to_vec(), vec![(a("blob", &not), ALWAYS)]].concat()
     }),
     ("snapshots that nobody names go with those on them", |w, ns| {
@@ -108,7 +125,8 @@ pub const SITUATIONS: [(&str, Make); 20] = [
             w.snapshot(ns, snapshotter, "on-lone", "lone", &labels(&[]));
         }
         let all = |keys: &[&str], goes: Goes| -> Vec<(String, Goes)> {
-            let each = keys.iter().flat_map(|key| [format!("snapshot overlayfs/{key}"), format!("snapshot native/{key}")]);
+            let each =
+                keys.iter().flat_map(|key| [format!("snapshot overlayfs/{key}"), format!("snapshot native/{key}")]);
             each.map(|thing| (thing, goes)).collect()
         };
         [all(&["below", "kept"], NEVER), all(&["above", "lone", "on-lone"], ALWAYS)].concat()
@@ -135,10 +153,15 @@ pub const SITUATIONS: [(&str, Make); 20] = [
         let below = blob(w, ns, "below", &[]);
         w.snapshot(ns, "overlayfs", "one", "", &labels(&[("containerd.io/gc.ref.content.a", &below)]));
         w.snapshot(ns, "overlayfs", "two", "", &labels(&[]));
-        let above = [("containerd.io/gc.root", "x"), ("containerd.io/gc.ref.snapshot.overlayfs", "one"),
-            ("containerd.io/gc.ref.snapshot.overlayfs/second", "two"), ("containerd.io/gc.ref.snapshot.native", "none")];
+        let above = [
+            ("containerd.io/gc.root", "x"),
+            ("containerd.io/gc.ref.snapshot.overlayfs", "one"),
+            ("containerd.io/gc.ref.snapshot.overlayfs/second", "two"),
+            ("containerd.io/gc.ref.snapshot.native", "none"),
+        ];
         let above = blob(w, ns, "above", &above);
-        let kept = [a("blob", &below), a("blob", &above), a("snapshot", "overlayfs/one"), a("snapshot", "overlayfs/two")];
+        let kept =
+            [a("blob", &below), a("blob", &above), a("snapshot", "overlayfs/one"), a("snapshot", "overlayfs/two")];
         kept.map(|thing| (thing, NEVER)).to_vec()
     }),
     ("cycles keep nobody", |w, ns| {
@@ -165,13 +188,22 @@ pub const SITUATIONS: [(&str, Make); 20] = [
             let pairs = [("containerd.io/gc.cond.value-usedat", used.as_str())];
             w.snapshot(ns, "overlayfs", key, "", &labels(if key == "unsaid" { &[] } else { &pairs }));
         }
-        image(w, ns, "example.org/i:1", &[
-            ("containerd.io/gc.cond.snapshot.overlayfs/a", "usedat>100h,usedat<24h|lately"),
-            ("containerd.io/gc.cond.snapshot.overlayfs/b", "usedat<1h|long-ago"),
-            ("containerd.io/gc.cond.snapshot.overlayfs/c", "usedat<24h|unsaid"),
-        ]);
+        image(
+            w,
+            ns,
+            "example.org/i:1",
+            &[
+                ("containerd.io/gc.cond.snapshot.overlayfs/a", "usedat>100h,usedat<24h|lately"),
+                ("containerd.io/gc.cond.snapshot.overlayfs/b", "usedat<1h|long-ago"),
+                ("containerd.io/gc.cond.snapshot.overlayfs/c", "usedat<24h|unsaid"),
+            ],
+        );
         let from: Goes = |release| release < (2, 3);
-        vec![(a("snapshot", "overlayfs/lately"), from), (a("snapshot", "overlayfs/long-ago"), ALWAYS), (a("snapshot", "overlayfs/unsaid"), ALWAYS)]
+        vec![
+            (a("snapshot", "overlayfs/lately"), from),
+            (a("snapshot", "overlayfs/long-ago"), ALWAYS),
+            (a("snapshot", "overlayfs/unsaid"), ALWAYS),
+        ]
     }),
     ("an image, unpacked", |w, ns| {
         let (target, chain) = w.image(ns, &format!("whole {ns}"));

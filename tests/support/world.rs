@@ -85,8 +85,7 @@ impl World {
     /// A blob with these bytes, and its file.
     pub fn blob(&mut self, namespace: &str, bytes: &str, labels: &Labels) -> Digest {
         let digest = self.file(bytes);
-        let (namespace, own, labels, size) =
-            (namespace.to_owned(), digest.clone(), labels.clone(), bytes.len() as u64);
+        let (namespace, own, labels, size) = (namespace.to_owned(), digest.clone(), labels.clone(), bytes.len() as u64);
         self.write(move |tx| {
             let blob = Blob { digest: &own, size, labels: &labels, source: None };
             put_blob(tx, &namespace, &blob, Utc::now()).unwrap();
@@ -96,8 +95,7 @@ impl World {
 
     /// An image record.
     pub fn name(&mut self, namespace: &str, name: &str, target: &Descriptor, labels: &Labels) {
-        let (namespace, name, target, labels) =
-            (namespace.to_owned(), name.to_owned(), target.clone(), labels.clone());
+        let (namespace, name, target, labels) = (namespace.to_owned(), name.to_owned(), target.clone(), labels.clone());
         self.write(move |tx| {
             let image = Image { name: &name, target: &target, labels: &labels };
             put_image(tx, &namespace, &image, Utc::now() - TimeDelta::hours(48)).unwrap();
@@ -112,9 +110,8 @@ impl World {
             "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
         let snapshot = [("containerd.io/gc.ref.snapshot.overlayfs", diff_id.as_str())];
         let config = self.blob(namespace, &text.to_string(), &labels(&snapshot));
-        let descriptor = |kind: &str, digest: &Digest, size: usize| {
-            json!({"mediaType": kind, "digest": digest, "size": size})
-        };
+        let descriptor =
+            |kind: &str, digest: &Digest, size: usize| json!({"mediaType": kind, "digest": digest, "size": size});
         let manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
             "config": descriptor(media_type::OCI_CONFIG, &config, text.to_string().len()),
             "layers": [descriptor(media_type::OCI_LAYER, &layer, format!("layer of {seed}").len())]})
@@ -153,7 +150,8 @@ impl World {
             labels: Arc::default(),
             created: Utc::now(),
         });
-        let dir = containerd_root(&self.root).join(format!("io.containerd.snapshotter.v1.{snapshotter}/snapshots/{id}"));
+        let dir =
+            containerd_root(&self.root).join(format!("io.containerd.snapshotter.v1.{snapshotter}/snapshots/{id}"));
         fs::create_dir_all(dir.join("fs")).unwrap();
         let snapshot = Snapshot {
             namespace: namespace.to_owned(),
@@ -184,7 +182,14 @@ impl World {
     }
 
     /// A container of an image, with a snapshot or without.
-    pub fn container(&mut self, namespace: &str, id: &str, image: &str, snapshot: Option<(&str, &str)>, labels: &Labels) {
+    pub fn container(
+        &mut self,
+        namespace: &str,
+        id: &str,
+        image: &str,
+        snapshot: Option<(&str, &str)>,
+        labels: &Labels,
+    ) {
         let path = ["v1", namespace, "containers", id];
         self.put(&path, "createdat", &go_time(Utc::now()));
         self.put(&path, "updatedat", &go_time(Utc::now()));
