@@ -57,7 +57,7 @@ pub struct Collected {
 /// Removes what containerd would, at once.
 ///
 /// # Errors
-/// [`Error::Unsound`] when something in the root is damaged: then nothing is removed.
+/// [`super::Error::Unsound`] when something in the root is damaged: then nothing is removed.
 pub fn gc(root: &Root, collect: Collect, wait: &Wait<'_>) -> Result<Collected> {
     let mut meta = MetaDb::lock(root, if collect.dry_run { Lock::Shared } else { Lock::Exclusive }, wait)?;
     let mut whole = Whole::read(root, &mut meta)?;
@@ -280,7 +280,7 @@ impl Sweep {
     /// Does it: containerd's records first, in one commit; then what they named. Ended in between, the next one goes on.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`super::Error`].
     pub(super) fn execute(&mut self, root: &Root, whole: &Whole, meta: &mut MetaDb) -> Result<()> {
         let before = metadata::disk_usage(root)?;
         // Before the records: what it names without one is taken for fetched.

@@ -14,7 +14,7 @@ use crate::root::{self, Root, RootError};
 use crate::{layer, metadata};
 
 /// Removes what prebake, or an unfinished write, left in a root: the catalog, the lock, ingests, staged snapshots, blobs
-/// and directories that no record names. Syncs the rest, and checks it. `progress` is [`check`]'s.
+/// and directories that no record names. Syncs the rest, and checks it. `progress` is [`check()`]'s.
 ///
 /// # Errors
 /// [`Error::Fetched`] when something was fetched that containerd does not know yet; [`Error::Unsound`] when something in the

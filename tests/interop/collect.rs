@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use ::prebake::metadata::Labels;
+
 use crate::bake::push_debian;
 use crate::bbolt::Oracle;
 use crate::cri;
@@ -68,6 +70,43 @@ fn each_case_as_each_release_has_it() {
     }
 }
 
+const SNAPSHOTTERS: [&str; 2] = ["overlayfs", "native"];
+
+fn expires(rng: &mut Rng, found: &mut Labels) {
+    let at = [hours(3), hours(-3), "no time".to_owned()][rng.below(3)].clone();
+    found.insert("containerd.io/gc.expire".to_owned(), at);
+}
+
+/// The name of one of a namespace's images.
+fn name(namespace: &str, n: usize) -> String {
+    format!("example.org/{namespace}:{n}")
+}
+
+/// Leases and writes at random.
+fn hold(world: &mut World, rng: &mut Rng, namespace: &str, digests: &[String]) {
+    for n in 0..3 {
+        let mut own = labels(if rng.one_in(3) { &[("containerd.io/gc.flat", "x")] } else { &[] });
+        if rng.one_in(2) {
+            expires(rng, &mut own);
+        }
+        let (content, snapshot, image) =
+            (digests[rng.below(24)].clone(), format!("s{}", rng.below(10)), name(namespace, rng.below(6)));
+        let ingest = format!("w{}", rng.below(4));
+        let snapshots = format!("snapshots/{}", SNAPSHOTTERS[rng.below(2)]);
+        let holds = [
+            ("content", content.as_str()),
+            (snapshots.as_str(), snapshot.as_str()),
+            ("images", image.as_str()),
+            ("ingests", ingest.as_str()),
+        ];
+        world.lease(namespace, &format!("l{n}"), &own, &holds[rng.below(4)..]);
+    }
+    for n in 0..4 {
+        let expected = rng.one_in(2).then(|| digests[rng.below(24)].parse().unwrap());
+        world.ingest(namespace, &format!("w{n}"), if rng.one_in(2) { 3 } else { -3 }, expected.as_ref());
+    }
+}
+
 /// Records and references at random.
 fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
     const KEYS: [&str; 14] = [
@@ -86,13 +125,11 @@ fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
         "gc.bref.content",
         "gc.bref.image.a",
     ];
-    const SNAPSHOTTERS: [&str; 2] = ["overlayfs", "native"];
     let texts: Vec<String> = (0..24).map(|n| format!("{n} in {namespace}")).collect();
     let digests: Vec<String> =
         texts.iter().map(|text| ::prebake::oci::Digest::of(text.as_bytes()).to_string()).collect();
-    let name = |n: usize| format!("example.org/{namespace}:{n}");
     let any = |rng: &mut Rng, most: usize| {
-        let mut found = ::prebake::metadata::Labels::new();
+        let mut found = Labels::new();
         for _ in 0..rng.below(most + 1) {
             let key = KEYS[rng.below(KEYS.len())];
             // What says it is a root by itself is rare, or everything stays.
@@ -101,7 +138,7 @@ fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
             }
             let value = match key {
                 key if key.contains("snapshot") => format!("s{}", rng.below(10)),
-                key if key.contains("image") => name(rng.below(6)),
+                key if key.contains("image") => name(namespace, rng.below(6)),
                 _ => digests[rng.below(digests.len())].clone(),
             };
             found.insert(format!("containerd.io/{key}"), value);
@@ -114,10 +151,6 @@ fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
             world.blob(namespace, text, &own);
         }
     }
-    let expires = |rng: &mut Rng, found: &mut ::prebake::metadata::Labels| {
-        let at = [hours(3), hours(-3), "no time".to_owned()][rng.below(3)].clone();
-        found.insert("containerd.io/gc.expire".to_owned(), at);
-    };
     for n in 0..6 {
         let digest = digests[rng.below(digests.len())].parse().unwrap();
         let target = ::prebake::oci::Descriptor::new("application/x", digest, 10);
@@ -125,7 +158,7 @@ fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
         if rng.one_in(2) {
             expires(rng, &mut own);
         }
-        world.name(namespace, &name(n), &target, &own);
+        world.name(namespace, &name(namespace, n), &target, &own);
     }
     for snapshotter in SNAPSHOTTERS {
         for n in 0..10 {
@@ -134,27 +167,7 @@ fn draw(world: &mut World, rng: &mut Rng, namespace: &str) {
             world.snapshot(namespace, snapshotter, &format!("s{n}"), &parent, &own);
         }
     }
-    for n in 0..3 {
-        let mut own = labels(if rng.one_in(3) { &[("containerd.io/gc.flat", "x")] } else { &[] });
-        if rng.one_in(2) {
-            expires(rng, &mut own);
-        }
-        let (content, snapshot, image) =
-            (digests[rng.below(24)].clone(), format!("s{}", rng.below(10)), name(rng.below(6)));
-        let ingest = format!("w{}", rng.below(4));
-        let snapshots = format!("snapshots/{}", SNAPSHOTTERS[rng.below(2)]);
-        let holds = [
-            ("content", content.as_str()),
-            (snapshots.as_str(), snapshot.as_str()),
-            ("images", image.as_str()),
-            ("ingests", ingest.as_str()),
-        ];
-        world.lease(namespace, &format!("l{n}"), &own, &holds[rng.below(4)..]);
-    }
-    for n in 0..4 {
-        let expected = rng.one_in(2).then(|| digests[rng.below(24)].parse().unwrap());
-        world.ingest(namespace, &format!("w{n}"), if rng.one_in(2) { 3 } else { -3 }, expected.as_ref());
-    }
+    hold(world, rng, namespace, &digests);
     let own = any(rng, 2);
     let snapshot = format!("s{}", rng.below(10));
     world.container(namespace, "c", "example.org/i:1", Some((SNAPSHOTTERS[rng.below(2)], &snapshot)), &own);

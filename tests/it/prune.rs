@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::content::{app, build, demo};
 use crate::support::prebake::{blobs, blobs_dir, prebake, records};
 use crate::support::registry::TestRegistry;
-use crate::support::world::{World, hours, labels, things};
+use crate::support::world::{Unpacked, World, hours, labels, things};
 
 const NS: &str = "k8s.io";
 
@@ -27,8 +27,7 @@ fn images(root: &Path) -> Vec<String> {
 
 /// An image with the records that CRI keeps; its target, config's digest and chainID.
 fn cri(world: &mut World, name: &str) -> (Descriptor, Digest, Digest) {
-    let (target, chain) = world.image(NS, name);
-    let config = world.config_of(&target);
+    let Unpacked { target, config, chain } = world.image(NS, name);
     let repository = name.rsplit_once(':').unwrap().0;
     for name in [name.to_owned(), format!("{repository}@{}", target.digest), config.to_string()] {
         world.name(NS, &name, &target, &labels(&[("io.cri-containerd.image", "managed")]));
@@ -222,8 +221,7 @@ fn which_of_those_that_nobody_needs() {
         cri(&mut world, name);
     }
     // Nothing but an id is left of this one.
-    let (target, _) = world.image(NS, "nameless");
-    let id = world.config_of(&target);
+    let Unpacked { target, config: id, .. } = world.image(NS, "nameless");
     world.name(NS, id.as_str(), &target, &labels(&[]));
     world.finish();
     let gone = |arguments: &str| -> Vec<String> {
@@ -258,12 +256,12 @@ fn which_of_those_that_nobody_needs() {
 fn docker_s_names_and_leases() {
     let dir = tempfile::tempdir().unwrap();
     let mut world = World::new(dir.path());
-    let (used, chain) = world.image("moby", "used");
+    let Unpacked { target: used, chain, .. } = world.image("moby", "used");
     world.name("moby", "docker.io/library/used:latest", &used, &labels(&[]));
     world.snapshot("moby", "overlayfs", "c1-init", chain.as_str(), &labels(&[]));
     world.active("moby", "overlayfs", "c1", "c1-init");
     world.lease("moby", "c1", &labels(&[]), &[("snapshots/overlayfs", "c1")]);
-    let (pulled, _) = world.image("moby", "pulled");
+    let Unpacked { target: pulled, .. } = world.image("moby", "pulled");
     world.name("moby", &format!("moby-dangling@{}", pulled.digest), &pulled, &labels(&[]));
     let temporary = labels(&[("moby/prune.images", "x"), ("containerd.io/gc.expire", &hours(7))]);
     world.lease("moby", "pull", &temporary, &[("content", pulled.digest.as_str())]);

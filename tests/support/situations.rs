@@ -2,7 +2,7 @@
 
 use ::prebake::oci::Descriptor;
 
-use super::world::{World, hours, labels};
+use super::world::{Unpacked, World, hours, labels};
 
 /// Whether something goes, by the release's first two numbers.
 pub type Goes = fn((u32, u32)) -> bool;
@@ -206,16 +206,17 @@ pub const SITUATIONS: [(&str, Make); 20] = [
         ]
     }),
     ("an image, unpacked", |w, ns| {
-        let (target, chain) = w.image(ns, &format!("whole {ns}"));
+        let Unpacked { target, config, chain } = w.image(ns, &format!("whole {ns}"));
         w.name(ns, "example.org/whole:1", &target, &labels(&[]));
         vec![
             (a("image", "example.org/whole:1"), NEVER),
+            (a("blob", config.as_str()), NEVER),
             (a("blob", target.digest.as_str()), NEVER),
             (a("snapshot", &format!("overlayfs/{chain}")), NEVER),
         ]
     }),
     ("an image that lost its name", |w, ns| {
-        let (target, chain) = w.image(ns, &format!("nameless {ns}"));
+        let Unpacked { target, chain, .. } = w.image(ns, &format!("nameless {ns}"));
         vec![(a("blob", target.digest.as_str()), ALWAYS), (a("snapshot", &format!("overlayfs/{chain}")), ALWAYS)]
     }),
 ];

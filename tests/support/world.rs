@@ -33,6 +33,13 @@ pub struct World {
     ids: BTreeMap<(String, String), u64>,
 }
 
+/// What an image consists of.
+pub struct Unpacked {
+    pub target: Descriptor,
+    pub config: Digest,
+    pub chain: Digest,
+}
+
 type Write = Box<dyn FnOnce(&mut Tx<'_>)>;
 
 /// A time so many hours from now, as labels have it.
@@ -102,8 +109,8 @@ impl World {
         });
     }
 
-    /// A whole image of one layer, unpacked, all of it named after `seed`; its target and chainID.
-    pub fn image(&mut self, namespace: &str, seed: &str) -> (Descriptor, Digest) {
+    /// A whole image of one layer, unpacked, all of it named after `seed`.
+    pub fn image(&mut self, namespace: &str, seed: &str) -> Unpacked {
         let layer = self.blob(namespace, &format!("layer of {seed}"), &Labels::new());
         let diff_id = Digest::of(format!("archive of {seed}").as_bytes());
         let text = json!({"architecture": "amd64", "os": "linux", "config": {"Labels": {"seed": seed}},
@@ -122,14 +129,8 @@ impl World {
         ];
         let digest = self.blob(namespace, &manifest, &labels(&children));
         self.snapshot(namespace, "overlayfs", diff_id.as_str(), "", &Labels::new());
-        (Descriptor::new(media_type::OCI_MANIFEST, digest, manifest.len() as u64), diff_id)
-    }
-
-    /// The digest of an image's config.
-    pub fn config_of(&self, target: &Descriptor) -> Digest {
-        let text = fs::read(blobs_dir(&self.root).join(target.digest.hex())).unwrap();
-        let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        manifest["config"]["digest"].as_str().unwrap().parse().unwrap()
+        let target = Descriptor::new(media_type::OCI_MANIFEST, digest, manifest.len() as u64);
+        Unpacked { target, config, chain: diff_id }
     }
 
     /// A committed snapshot with its directory.
