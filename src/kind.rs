@@ -282,6 +282,7 @@ impl From<&care::Error> for Kind {
             Error::Catalog(error) => error.into(),
             Error::Snapshot(error) => error.into(),
             Error::Unsound(_) => Self::Corrupt,
+            Error::Layer { source, .. } => source.into(),
             Error::NoImage(_) | Error::NoObject(_) => Self::NotFound,
             Error::Ambiguous(_) | Error::Fetched { .. } => Self::InvalidInput,
         }

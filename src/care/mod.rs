@@ -1,6 +1,7 @@
 //! Looking after a root: what is in it, and whether containerd would start it.
 
 mod check;
+mod diff;
 mod discard;
 mod du;
 mod gc;
@@ -16,6 +17,7 @@ mod whole;
 mod why;
 
 pub use check::{CheckReport, Finding, Severity, check};
+pub use diff::{Changed, Difference, FileChange, Side, SideImage, diff};
 pub use discard::{Discard, Discarded, Discards, discard_layers};
 pub use du::{DiskUse, ImageUse, du};
 pub use gc::{Collect, Collected, Garbage, gc};
@@ -26,8 +28,9 @@ pub use seal::seal;
 pub use used::Need;
 pub use why::{Step, Way, Why, why};
 
+use crate::oci::Digest;
 use crate::root::RootError;
-use crate::{catalog, content, metadata, snapshot};
+use crate::{catalog, content, layer, metadata, snapshot};
 
 /// Why a root cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,14 @@ pub enum Error {
     /// There is no such image.
     #[error("there is no image {0:?}; `prebake images` lists those there are")]
     NoImage(String),
+    /// A layer cannot be read.
+    #[error("reading layer {digest} failed")]
+    Layer {
+        /// Its blob.
+        digest: Digest,
+        /// Why.
+        source: layer::Error,
+    },
     /// An image would be lost with the catalog.
     #[error(
         "{image} in namespace {namespace} was fetched, and containerd does not know of it: `prebake bootstrap` it, or `prebake gc --fetched`, first"

@@ -177,7 +177,7 @@ fn named<'i>(images: &'i [Image<'_>], wanted: &[String]) -> Result<Vec<BTreeSet<
 }
 
 /// Whether a name says no more than a digest: CRI keeps two such records beside an image's name.
-fn is_by_digest(name: &str) -> bool {
+pub(super) fn is_by_digest(name: &str) -> bool {
     name.contains('@') || name.parse::<Digest>().is_ok()
 }
 

@@ -6,6 +6,7 @@ mod bolt;
 mod bootstrap;
 mod check;
 mod demo;
+mod diff;
 mod discard;
 mod du;
 mod images;
@@ -88,6 +89,8 @@ enum Command {
     DiscardLayers(discard::DiscardArgs),
     /// Show what takes how much of the disk, by image, unique and shared
     Du(du::DuArgs),
+    /// Compare two roots or locks: images, layers, files
+    Diff(diff::DiffArgs),
     /// Finish a root: nothing in it but containerd's own files, all synced and checked
     Seal(seal::SealArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
@@ -192,6 +195,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Gc(args) => args.output.json,
         Command::DiscardLayers(args) => args.output.json,
         Command::Du(args) => args.json,
+        Command::Diff(args) => args.json,
         Command::Seal(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
@@ -213,6 +217,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Gc(args) => prune::gc(&args),
         Command::DiscardLayers(args) => discard::run(args),
         Command::Du(args) => du::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Seal(args) => seal::run(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),

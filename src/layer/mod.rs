@@ -20,7 +20,7 @@ pub use apply::{Lowers, Onto};
 pub use inflate::{Block, Buffers, Gunzip, GzipError};
 pub use pack::{Compression, File, Kind, compress, tar};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};
-pub use stream::{Job, unpack};
+pub use stream::{Job, entries, unpack};
 pub use usage::{Usage, disk_usage, usage};
 
 use crate::oci::Digest;

@@ -8,9 +8,9 @@ use std::thread;
 
 use super::apply::{Onto, apply};
 use super::inflate::{Block, Buffers, Gunzip, GzipError};
-use super::read::Reader;
+use super::read::{Entry, EntryKind, Reader};
 use super::{Error, Result};
-use crate::oci::{Digest, Hasher, media_type};
+use crate::oci::{Algorithm, Digest, Hasher, media_type};
 
 /// Blocks on their way to a thread. With those the threads hold, a layer takes no more memory than this allows.
 const BLOCKS: usize = 16;
@@ -45,6 +45,36 @@ pub struct Job<'a> {
 /// # Errors
 /// [`Error`]; the directory is then to be thrown away.
 pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto<'_>) -> Result<()> {
+    archive(source, job, |blocks| apply(&mut Reader::new(blocks), dir, onto, job.limit, job.time))
+}
+
+/// Gives `visit` a layer's entries in their order, those of files with the digest of their contents, and verifies that the
+/// layer is what the image's config says.
+///
+/// # Errors
+/// [`Error`].
+pub fn entries(source: impl Read + Send, job: &Job<'_>, visit: &mut dyn FnMut(Entry, Option<Digest>)) -> Result<()> {
+    archive(source, job, |blocks| {
+        let mut reader = Reader::new(blocks);
+        while let Some(entry) = reader.next_entry()? {
+            let mut hasher = (entry.kind == EntryKind::Regular).then(|| Hasher::new(Algorithm::Sha256));
+            while let Some(hasher) = &mut hasher {
+                let chunk = reader.chunk()?;
+                let len = chunk.len();
+                if len == 0 {
+                    break;
+                }
+                hasher.update(chunk);
+                reader.advance(len);
+            }
+            visit(entry, hasher.map(Hasher::finish));
+        }
+        Ok(())
+    })
+}
+
+/// Gives `f` a layer's archive, and verifies that it is what the image's config says.
+fn archive(source: impl Read + Send, job: &Job<'_>, f: impl FnOnce(&mut Blocks) -> Result<()>) -> Result<()> {
     let detect = detects(job.media_type)?;
     let (to_apply, received) = sync_channel(BLOCKS);
     let (to_hash, hashed) = sync_channel::<Arc<Block>>(BLOCKS);
@@ -66,20 +96,19 @@ pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto
         thread::Builder::new().name("decompress".into()).spawn_scoped(scope, decode)?;
         let hasher = thread::Builder::new().name("hash".into()).spawn_scoped(scope, hash)?;
         let mut blocks = Blocks { received, block: None, at: 0, failure: None };
-        let applied = whole(&mut blocks, dir, onto, job);
+        let read = f(&mut blocks).and_then(|()| end(&mut blocks));
         if let Some(error) = blocks.failure.take() {
             return Err(error);
         }
-        applied?;
+        read?;
         drop(blocks);
         let got = hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         if got == *job.diff_id { Ok(()) } else { Err(Error::WrongDiffId { expected: job.diff_id.clone(), got }) }
     })
 }
 
-/// Applies the archive, and reads what is behind it, which counts as well.
-fn whole(blocks: &mut Blocks, dir: OwnedFd, onto: &Onto<'_>, job: &Job<'_>) -> Result<()> {
-    apply(&mut Reader::new(&mut *blocks), dir, onto, job.limit, job.time)?;
+/// Reads what is behind the archive, which counts as well.
+fn end(blocks: &mut Blocks) -> Result<()> {
     loop {
         match blocks.fill_buf()?.len() {
             0 => return Ok(()),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::content::demo;
-use crate::support::prebake::{blobs, blobs_dir, containerd_root, prebake, records};
+use crate::support::prebake::{blobs, blobs_dir, containerd_root, prebake, records, start};
 use crate::support::registry::TestRegistry;
 use crate::support::situations;
 use crate::support::world::{World, labels, things};
@@ -148,4 +148,43 @@ fn a_damaged_root_is_left_alone() {
         assert!(run.stderr.contains("plain key among the images"), "{run:?}");
     }
     assert_eq!(blobs(&root).len(), 1);
+}
+
+#[test]
+fn killed_at_any_moment() {
+    let kills: u64 = std::env::var("PREBAKE_KILLS").map_or(20, |kills| kills.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("made");
+    let mut world = World::new(&made);
+    situations::all(&mut world);
+    // Large enough to be killed in the middle of it.
+    for n in 0..300 {
+        world.blob("many", &format!("blob {n}"), &labels(&[]));
+        world.snapshot("many", "overlayfs", &format!("s{n}"), "", &labels(&[]));
+    }
+    world.finish();
+    let whole = dir.path().join("whole");
+    copy(&made, &whole);
+    prebake(&whole, "gc").expect(0);
+    let (before, after) = (things(&made), things(&whole));
+    let mut between = 0;
+    for kill in 0..kills {
+        let root = dir.path().join(format!("killed-{kill}"));
+        copy(&made, &root);
+        let mut child = start(&root, "gc");
+        std::thread::sleep(std::time::Duration::from_micros(2000 + kill * 60_000 / kills));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let now = things(&root);
+        between += usize::from(now != before && now != after);
+        // Whatever a record names is there, and nothing that stays is gone.
+        assert!(now.is_superset(&after), "{:?}", after.difference(&now).collect::<Vec<_>>());
+        for blob in now.iter().filter_map(|thing| thing.split_once(" blob sha256:")).map(|(_, hex)| hex) {
+            assert!(now.contains(&format!("file {blob}")), "{blob} has a record and no file");
+        }
+        prebake(&root, "gc").expect(0);
+        assert_eq!(things(&root), after);
+        fs::remove_dir_all(&root).unwrap();
+    }
+    assert!(between > 0, "no kill came in the middle");
 }

@@ -13,6 +13,7 @@ mod bolt_cli;
 mod bolt_fuzz;
 mod check;
 mod crash;
+mod diff;
 mod faults;
 mod gc;
 mod hosts;
