@@ -4,7 +4,7 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
@@ -196,6 +196,13 @@ impl Root {
         }
         Ok(at)
     }
+}
+
+/// What a file takes on disk, in bytes.
+pub(crate) fn disk_usage(meta: &fs::Metadata) -> u64 {
+    /// What `st_blocks` counts in, in bytes.
+    const SECTOR: u64 = 512;
+    meta.blocks() * SECTOR
 }
 
 /// Says of a file or directory that it was last changed at `time`, in seconds since 1970.

@@ -195,9 +195,8 @@ impl Files {
         let path = clean(&entry.path);
         let (parent, name) = (path.parent().unwrap_or(Path::new("")), name(&path));
         if name == OPAQUE {
-            let hidden = |at: &Path| at != parent && at.starts_with(parent) && !self.own.contains(at);
-            let gone: Vec<PathBuf> = self.all.keys().filter(|at| hidden(at)).cloned().collect();
-            gone.iter().for_each(|at| drop(self.all.remove(at)));
+            let own = &self.own;
+            self.all.retain(|at, _| at == parent || !at.starts_with(parent) || own.contains(at));
             return;
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -231,7 +230,9 @@ impl Files {
             .take_while(|at| at.starts_with(path))
             .cloned()
             .collect();
-        gone.iter().for_each(|at| drop(self.all.remove(at)));
+        for at in gone {
+            self.all.remove(&at);
+        }
     }
 
     fn changes(&self, other: &Self) -> Vec<FileChange> {

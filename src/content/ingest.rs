@@ -2,14 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
 use rustix::fs::OFlags;
 
-use super::{DIR_MODE, Error, READ_BUFFER, Result, SECTOR, Store};
+use super::{DIR_MODE, Error, READ_BUFFER, Result, Store};
 use crate::oci::{Descriptor, Digest, Hasher};
+use crate::root;
 
 const BLOB_MODE: u32 = 0o444;
 
@@ -142,7 +143,8 @@ impl Store {
                 continue;
             }
             let files = fs::read_dir(&path).map_err(Error::io("listing", &path))?;
-            let disk = files.flatten().filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * SECTOR).sum();
+            let disk =
+                files.flatten().filter_map(|file| file.metadata().ok()).map(|meta| root::disk_usage(&meta)).sum();
             let reference = fs::read_to_string(path.join("ref")).ok();
             found.push(Left { path, reference, disk });
         }

@@ -30,8 +30,6 @@ const PLUGIN: &str = "io.containerd.content.v1.content";
 const DIR_MODE: u32 = 0o755;
 /// Bytes read at a time when a blob is hashed.
 const READ_BUFFER: usize = 1 << 18;
-/// What `st_blocks` counts in, in bytes.
-const SECTOR: u64 = 512;
 
 /// Why the content store could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -279,6 +277,6 @@ fn stat(meta: &fs::Metadata) -> Stat {
     Stat {
         size: meta.size(),
         mtime: meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec()),
-        disk: meta.blocks() * SECTOR,
+        disk: root::disk_usage(meta),
     }
 }

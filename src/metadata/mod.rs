@@ -22,7 +22,6 @@ mod snapshotter;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,7 +47,7 @@ pub use snapshotter::{
 
 pub use crate::bolt::Tx;
 use crate::bolt::{self, Db, FileStorage, FreelistForm, Lock, Storage};
-use crate::root::{Root, RootError};
+use crate::root::{self, Root, RootError};
 
 /// The plugin's directory in containerd's state, and its mode.
 const PLUGIN: &str = "io.containerd.metadata.v1.bolt";
@@ -57,8 +56,6 @@ const FILE: &str = "meta.db";
 const FILE_MODE: u32 = 0o644;
 /// What the name of a new database ends in before it is whole.
 const NEW: &str = ".prebake";
-/// What `st_blocks` counts in, in bytes.
-const SECTOR: u64 = 512;
 /// The namespace of Kubernetes, in which CRI keeps three records an image.
 pub const K8S_NAMESPACE: &str = "k8s.io";
 
@@ -260,7 +257,7 @@ fn create(path: &Path, mode: u32, form: FreelistForm) -> Result<Option<Db>> {
 pub fn disk_usage(root: &Root) -> Result<u64> {
     let mut dirs = vec![root.containerd_dir(PLUGIN)?.map(|dir| dir.join(FILE))];
     dirs.extend(snapshotter::files(root)?.into_iter().map(Some));
-    let blocks = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * SECTOR);
+    let blocks = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |meta| root::disk_usage(&meta));
     Ok(dirs.into_iter().flatten().map(blocks).sum())
 }
 

@@ -2,18 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Result, io};
 use crate::layer;
 use crate::metadata::{Snapshotter, SnapshotterDb};
-use crate::root::Root;
+use crate::root::{self, Root};
 
 /// Snapshotters with a directory for each snapshot, named by its id, and nothing elsewhere.
 pub const WITH_DIRS: [&str; 2] = ["overlayfs", "native"];
-/// What `st_blocks` counts in, in bytes.
-const SECTOR: u64 = 512;
 
 fn plugin(snapshotter: &str) -> String {
     format!("io.containerd.snapshotter.v1.{snapshotter}")
@@ -90,7 +87,7 @@ impl Removal {
 pub fn disk_usage(path: &Path) -> Result<u64> {
     let measure = || match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => layer::disk_usage(&File::open(path)?.into()).map(|usage| usage.bytes),
-        Ok(meta) => Ok(meta.blocks() * SECTOR),
+        Ok(meta) => Ok(root::disk_usage(&meta)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     };
