@@ -70,7 +70,9 @@ fn side(args: &DiffArgs, path: &Path) -> Result<Side, Failed> {
 
 fn show(found: &Difference) {
     let lines = |mark: &str, images: &[(String, Digest)]| {
-        images.iter().for_each(|(name, digest)| output::say(format!("{mark} {name} {digest}")));
+        for (name, digest) in images {
+            output::say(format!("{mark} {name} {digest}"));
+        }
     };
     lines("-", &found.only_first);
     lines("+", &found.only_second);
