@@ -12,6 +12,8 @@ use prebake::spec::{Policy, Rule, parse_size};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+#[cfg(feature = "live")]
+use super::live;
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs};
 use super::wanted::{Asked, WantedArgs};
@@ -20,7 +22,7 @@ use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
 /// Blobs under way at a time, at most.
 const MAX_CONCURRENCY: u8 = 32;
 
-pub(super) const EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   prebake bake --root ./chroot registry.k8s.io/pause:3.10 docker.io/library/nginx:1.27
   prebake bake --root ./chroot --file images.txt --platform linux/arm64 --pin
@@ -29,9 +31,21 @@ Examples:
   prebake bake --root ./chroot --unpack --discard-layers docker.io/library/nginx:1.27
   prebake bake --root ./chroot --creds-file creds.txt --hosts-dir ./certs.d registry.example/team/app:2
   prebake bake --root ./chroot --verify-key 'registry.example/*=cosign.pub' --referrers registry.example/team/app:2
+  prebake bake --root / --address /run/containerd/containerd.sock registry.k8s.io/pause:3.10
 Credentials come from --creds, --creds-file, $REGISTRY_AUTH_FILE, Docker's config.json ($DOCKER_CONFIG, or ~/.docker),
 Podman's auth.json, and kubelet's credential provider plugins, in this order; `prebake registry explain` shows which.
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct BakeCommand {
+    #[command(flatten)]
+    pub(super) bake: BakeArgs,
+    /// The socket of a containerd that runs on the root: it gets to know of the images, and unpacks them where that is asked
+    #[cfg(feature = "live")]
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["discard_layers", "max_store"])]
+    address: Option<PathBuf>,
+}
 
 #[derive(Args)]
 pub(super) struct BakeArgs {
@@ -103,14 +117,19 @@ pub(super) struct FetchArgs {
     pub(super) output: OutputArgs,
 }
 
-pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    let (output, files) = (args.fetch.output, args.fetch.files());
-    execute(request(args)?, output, &files)
+pub(super) fn bake(args: BakeCommand) -> Result<u8, Failed> {
+    let (output, files) = (args.bake.fetch.output, args.bake.fetch.files());
+    #[cfg(feature = "live")]
+    if let Some(address) = args.address {
+        let go = |request, listener| live::bake(request, &address, listener);
+        return execute(request(args.bake)?, output, &files, go);
+    }
+    execute(request(args.bake)?, output, &files, go)
 }
 
 pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
     let (output, files) = (args.output, args.files());
-    execute(args.request(None)?, output, &files)
+    execute(args.request(None)?, output, &files, go)
 }
 
 /// What a bake is asked to do.
@@ -131,7 +150,15 @@ struct Files {
     metrics: Option<PathBuf>,
 }
 
-fn execute(request: Request, output: OutputArgs, files: &Files) -> Result<u8, Failed> {
+/// A report, with the signal that stopped what it is of, if one did.
+pub(super) type Gone = Result<(Report, Option<u8>), Failed>;
+
+fn execute(
+    request: Request,
+    output: OutputArgs,
+    files: &Files,
+    go: impl FnOnce(Request, Arc<dyn Listener>) -> Gone,
+) -> Result<u8, Failed> {
     let root = request.root.clone();
     let recorder = (!files.reports.is_empty()).then(|| Arc::new(Recorder::new(&root)));
     let listener = progress::listener(output);
@@ -252,8 +279,8 @@ impl FetchArgs {
     }
 }
 
-/// Runs a bake; with the signal that stopped it, if one did.
-pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Result<(Report, Option<u8>), Failed> {
+/// Runs a bake.
+pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Gone {
     let (report, signal) = interruptible(async |cancel| run(request, listener, cancel).await)?;
     let signal = signal.filter(|_| report.cancelled);
     Ok((report, signal))
