@@ -47,7 +47,7 @@ pub fn text(arguments: &[String]) -> String {
          Description=Make prebaked images known to containerd\n\
          ConditionPathExists=/var/lib/prebake/catalog.redb\n\
          ConditionPathExists=!/var/lib/prebake/bootstrapped\n\
-         Requires=containerd.service\n\
+         Wants=containerd.service\n\
          After=containerd.service\n\
          Before=kubelet.service\n\
          \n\

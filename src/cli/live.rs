@@ -32,7 +32,8 @@ pub(super) struct LiveArgs {
     /// Let it unpack only images smaller than this (compressed)
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "live", conflicts_with = "unpack")]
     unpack_under: Option<u64>,
-    /// Write a systemd unit into the root that does this once, at the first boot, between containerd and kubelet
+    /// Write a systemd unit into the root that does this once, at the first boot, between containerd and kubelet; the root has
+    /// to have `prebake` in /usr/local/bin or /usr/bin by then
     #[arg(long)]
     install_unit: bool,
 }
