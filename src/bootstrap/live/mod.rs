@@ -42,6 +42,8 @@ use crate::oci::{Descriptor, Digest};
 
 /// Calls under way: each waits for a commit of `meta.db`, of which containerd makes one after the other.
 const AT_ONCE: usize = 16;
+/// Images that are unpacked at a time, of each one layer: containerd decompresses, hashes and writes each on its own.
+const UNPACKED_AT_ONCE: usize = 4;
 
 /// Why a running containerd did not get to know something.
 #[derive(Debug, thiserror::Error)]
@@ -205,18 +207,16 @@ pub async fn bootstrap(client: &Client, request: &Request<'_>, notify: &Notify<'
     let session = plain.under(&lease)?;
     let failed = register(&session, request).await?;
     let unpacker = Unpacker::new(&session, &lease, notify);
-    let images: Vec<Result<()>> = iter(request.images)
-        .map(async |image| {
-            image_is_whole(image, &failed)?;
-            match &image.unpack {
-                Some(unpack) => unpacker.image(unpack).await,
-                None => Ok(()),
-            }
+    let mut images: Vec<(usize, Result<()>)> = iter(request.images.iter().enumerate())
+        .map(async |(i, image)| match (image_is_whole(image, &failed), &image.unpack) {
+            (Ok(()), Some(unpack)) => (i, unpacker.image(unpack).await),
+            (whole, _) => (i, whole),
         })
-        .buffered(AT_ONCE)
+        .buffer_unordered(UNPACKED_AT_ONCE)
         .collect()
         .await;
-    let images = name(&session, request, images).await;
+    images.sort_by_key(|(i, _)| *i);
+    let images = name(&session, request, images.into_iter().map(|(_, result)| result).collect()).await;
     lease::release(&plain, request.owner).await?;
     Ok(Done { images, changed: session.changed() })
 }
@@ -267,7 +267,7 @@ fn image_is_whole(Image { record, .. }: &Image, failed: &HashMap<Digest, Option<
 
 /// Gives the images that are whole their records. Images that share a config share a record, which the last of them gets,
 /// as with CRI.
-async fn name(session: &Session, request: &Request<'_>, images: Vec<Result<()>>) -> Vec<Result<()>> {
+async fn name(session: &Session, request: &Request<'_>, mut images: Vec<Result<()>>) -> Vec<Result<()>> {
     let mut by_name: BTreeMap<&str, usize> = BTreeMap::new();
     for (i, Image { record, .. }) in request.images.iter().enumerate().filter(|(i, _)| images[*i].is_ok()) {
         by_name.extend(offline::names(request.namespace, record).map(|name| (name, i)));
@@ -281,7 +281,6 @@ async fn name(session: &Session, request: &Request<'_>, images: Vec<Result<()>>)
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
-    let mut images = images;
     for (i, named) in named {
         if named.is_err() {
             images[i] = named;
