@@ -13,6 +13,10 @@ bench-peers rounds="5":
     benches/link {{rounds}}
     benches/node {{rounds}}
 
+# Seventy images made known to a running containerd, beside `ctr images import`; needs 25 GiB of disk for a while
+bench-first-boot rounds="3":
+    benches/first-boot {{rounds}}
+
 # Real images from an embedded registry, into ./prebake-demo
 demo:
     cargo run --release -- demo

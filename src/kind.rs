@@ -191,6 +191,43 @@ impl From<&bootstrap::offline::Error> for Kind {
     }
 }
 
+#[cfg(feature = "live")]
+impl From<&bootstrap::live::Error> for Kind {
+    fn from(error: &bootstrap::live::Error) -> Self {
+        use bootstrap::live::Error;
+        match error {
+            Error::Connect { .. } => Self::Unavailable,
+            Error::Call { source, .. } => match source.code {
+                tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Aborted => Self::Unavailable,
+                tonic::Code::NotFound => Self::NotFound,
+                tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => Self::Unauthorized,
+                tonic::Code::InvalidArgument | tonic::Code::Unimplemented => Self::InvalidInput,
+                tonic::Code::FailedPrecondition | tonic::Code::DataLoss => Self::Corrupt,
+                // containerd hands a system's refusals on in words.
+                _ if source.message.contains("no space left on device") => Self::NoSpace,
+                _ => Self::Io,
+            },
+            Error::MissingBlob { .. } => Self::NotFound,
+            Error::Blob(error) => (&**error).into(),
+            Error::WrongDiffId { .. } => Self::Corrupt,
+            Error::Contended { .. } => Self::Busy,
+            Error::Content(error) => error.into(),
+            Error::Task => Self::Io,
+        }
+    }
+}
+
+#[cfg(feature = "live")]
+impl From<&bootstrap::unit::Error> for Kind {
+    fn from(error: &bootstrap::unit::Error) -> Self {
+        use bootstrap::unit::Error;
+        match error {
+            Error::Root(error) => error.into(),
+            Error::Io { source, .. } => source.into(),
+        }
+    }
+}
+
 impl From<&bake::Error> for Kind {
     fn from(error: &bake::Error) -> Self {
         use bake::Error;
@@ -200,6 +237,8 @@ impl From<&bake::Error> for Kind {
             Error::Catalog(error) => error.into(),
             Error::Metadata(error) => error.into(),
             Error::Bootstrap(error) => error.into(),
+            #[cfg(feature = "live")]
+            Error::Live(error) => error.into(),
             Error::Root(error) => error.into(),
             Error::Document { source, .. } => match source {
                 crate::oci::DocumentError::Schema1 => Self::InvalidInput,

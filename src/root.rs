@@ -82,6 +82,14 @@ impl Root {
         self.find(inside)
     }
 
+    /// Any directory, made where it is missing.
+    ///
+    /// # Errors
+    /// [`RootError`] when it cannot be made.
+    pub fn make_dir(&self, inside: &Path) -> Result<PathBuf, RootError> {
+        self.make(inside, PLUGIN_MODE)
+    }
+
     /// prebake's own directory, made where it is missing.
     ///
     /// # Errors

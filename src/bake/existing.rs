@@ -176,7 +176,7 @@ fn image_of(store: &Store, row: &ImageRow) -> Result<ImageRecord> {
 }
 
 /// The layers of an image, from its documents in the store; `None` when there is nothing to unpack.
-fn stack(store: &Store, image: &ImageRecord) -> Result<Option<Stack>> {
+pub(super) fn stack(store: &Store, image: &ImageRecord) -> Result<Option<Stack>> {
     let read = |digest: &Digest| {
         if store.stat(digest)?.is_none() {
             return Err(Error::Absent(digest.clone()));

@@ -8,6 +8,8 @@ mod each;
 mod event;
 mod existing;
 mod fetch;
+#[cfg(feature = "live")]
+mod live;
 mod lock;
 mod plan;
 mod policy;
@@ -29,6 +31,8 @@ use each::{Images, each, tell_names};
 pub use event::{EVENTS_VERSION, Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
+#[cfg(feature = "live")]
+pub use live::{LiveRequest, bootstrap_live, run_live};
 use lock::of_lock;
 pub use lock::{Moved, lock as lock_images, moved};
 use plan::Ground;
@@ -75,6 +79,10 @@ pub enum Error {
     /// The records could not be written.
     #[error(transparent)]
     Bootstrap(#[from] offline::Error),
+    /// A running containerd did not get to know something.
+    #[cfg(feature = "live")]
+    #[error(transparent)]
+    Live(#[from] crate::bootstrap::live::Error),
     /// The root cannot be used.
     #[error(transparent)]
     Root(#[from] RootError),
@@ -306,6 +314,16 @@ pub struct Report {
     pub details: Vec<Detail>,
 }
 
+impl Report {
+    /// Of a bake that was stopped before it began.
+    fn stopped(request: &Request, started: Instant) -> Self {
+        let outcome = |image: &Wanted| Outcome::of((image.reference.to_string(), None::<Result<(), _>>));
+        let images = request.images.iter().map(outcome).collect();
+        let (totals, details) = (Totals::default(), Vec::new());
+        Self { images, totals, elapsed: started.elapsed(), cancelled: true, details }
+    }
+}
+
 /// What became of one image.
 #[derive(Debug)]
 pub struct Outcome {
@@ -374,13 +392,7 @@ pub async fn run(
     let before = Before::look(&request.root)?;
     // Held to the end: no containerd starts on the root meanwhile.
     let Some(mut meta) = lock(&request.root, request.lock_timeout, &listener, cancel.as_mut()).await? else {
-        let outcome = |image: &Wanted| Outcome {
-            failure: Some(Failure::stopped()),
-            ..Outcome::of((image.reference.to_string(), None::<Result<(), _>>))
-        };
-        let images = request.images.iter().map(outcome).collect();
-        let (totals, details) = (Totals::default(), Vec::new());
-        return Ok(Report { images, totals, elapsed: started.elapsed(), cancelled: true, details });
+        return Ok(Report::stopped(&request, started));
     };
     let catalog = Arc::new(Catalog::open(&request.root.make_state_dir()?)?);
     let store = Store::create(&request.root)?;
@@ -407,11 +419,11 @@ pub async fn run(
         && !ground.has_room(policies, &images)?
     {
         // Before anything is asked of anybody.
-        ground.plan(policies, &mut meta, &mut images)?.check(policies)?;
+        ground.plan(policies, Some(&mut meta), &mut images)?.check(policies)?;
     }
     let resolve = |image| fetcher.resolve(image, snapshots.is_some());
     let mut images = each(wanted, fetcher.pace(), &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
-    let plan = ground.plan(policies, &mut meta, &mut images)?;
+    let plan = ground.plan(policies, Some(&mut meta), &mut images)?;
     plan.check(policies)?;
     listener.on(&Event::Planned { fetch: plan.fetch, store: plan.store, snapshots: plan.snapshots.bytes });
     let details = if request.detailed { details(plan, &images) } else { Vec::new() };
@@ -481,15 +493,26 @@ async fn lock(
     listener: &Arc<dyn Listener>,
     cancel: impl Future<Output = ()>,
 ) -> Result<Option<MetaDb>, Error> {
+    waited(root, timeout, listener, cancel, |root, wait| MetaDb::lock(root, Lock::Exclusive, wait)).await
+}
+
+/// Takes a lock, waiting for another prebake; `None` when `cancel` came first.
+async fn waited<T: Send + 'static>(
+    root: &Root,
+    timeout: Duration,
+    listener: &Arc<dyn Listener>,
+    cancel: impl Future<Output = ()>,
+    take: fn(&Root, &Wait<'_>) -> metadata::Result<T>,
+) -> Result<Option<T>, Error> {
     let (root, listener) = (root.clone(), listener.clone());
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let lock = tokio::task::spawn_blocking(move || {
         let tell = |holder: &str| listener.on(&Event::Waiting { holder });
-        MetaDb::lock(&root, Lock::Exclusive, &Wait { timeout, tell: &tell, stop: &stopped })
+        take(&root, &Wait { timeout, tell: &tell, stop: &stopped })
     });
     tokio::select! {
-        meta = lock => Ok(Some(meta.map_err(|_| Error::Task)??)),
+        lock = lock => Ok(Some(lock.map_err(|_| Error::Task)??)),
         () = cancel => {
             stop.store(true, Ordering::Relaxed);
             Ok(None)

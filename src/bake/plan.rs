@@ -110,8 +110,14 @@ impl Ground<'_> {
         Ok(policies.max_store.is_none() && (policies.ignore_space || fits))
     }
 
-    /// Gives each image its policy, and adds up what all of them take.
-    pub(super) fn plan(&self, policies: &Policies, meta: &mut MetaDb, images: &mut Images<Resolved>) -> Result<Plan> {
+    /// Gives each image its policy, and adds up what all of them take. Without the root's metadata, which a containerd has that
+    /// runs on it, nothing is discarded.
+    pub(super) fn plan(
+        &self,
+        policies: &Policies,
+        meta: Option<&mut MetaDb>,
+        images: &mut Images<Resolved>,
+    ) -> Result<Plan> {
         for (_, image) in images.iter_mut() {
             if let Some(Ok(image)) = image {
                 image.choice = policies.choose(image);
@@ -133,10 +139,11 @@ impl Ground<'_> {
             used: 0,
             space: self.root.space()?,
         };
-        let mut keepers = Keepers::default();
-        if resolved().any(|(_, image)| discards(image)) {
-            keepers = Keepers::of_root(meta)?;
-            resolved().filter(|(_, image)| !discards(image)).for_each(|(name, image)| keepers.add(name, image));
+        let mut keepers = None;
+        if let Some(meta) = meta.filter(|_| resolved().any(|(_, image)| discards(image))) {
+            let mut all = Keepers::of_root(meta)?;
+            resolved().filter(|(_, image)| !discards(image)).for_each(|(name, image)| all.add(name, image));
+            keepers = Some(all);
         }
         for (name, image) in images.iter_mut() {
             let mut planned = match image {
@@ -148,7 +155,7 @@ impl Ground<'_> {
                 }
             };
             if let Some(Ok(resolved)) = image
-                && let Err(error) = policies.apply(resolved, &keepers)
+                && let Err(error) = policies.apply(resolved, keepers.as_ref())
             {
                 let failure = Failure::new(&error);
                 planned.failure = Some(failure.clone());
@@ -304,7 +311,7 @@ pub async fn plan(request: Request, listener: Arc<dyn Listener>, cancel: impl Fu
     let snapshots = Some(stored.as_ref().map_or(0, Stored::bytes));
     Ground { root: &request.root, store: &store, present: &present, snapshots }.plan(
         &request.policies,
-        &mut meta,
+        Some(&mut meta),
         &mut images,
     )
 }

@@ -69,12 +69,16 @@ impl Policies {
         }
     }
 
-    /// Leaves out the layers of an image that is not to keep them.
+    /// Leaves out the layers of an image that is not to keep them. Nobody is asked who keeps them where a containerd runs.
     ///
     /// # Errors
     /// [`Error::Discard`] where its layers are needed.
-    pub(super) fn apply(&self, image: &mut Resolved, keepers: &Keepers) -> Result<()> {
+    pub(super) fn apply(&self, image: &mut Resolved, keepers: Option<&Keepers>) -> Result<()> {
         if image.choice.policy == Policy::UnpackDiscard {
+            let Some(keepers) = keepers else {
+                let why = "the containerd that runs on the root unpacks them, and keeps them".to_owned();
+                return Err(Error::Discard { why });
+            };
             if let Some(other) = self.snapshotters.iter().find(|name| *name != OVERLAYFS) {
                 let why = format!("snapshotter {other} needs them to unpack the image again");
                 return Err(Error::Discard { why });

@@ -157,12 +157,13 @@ fn put(tx: &mut Tx<'_>, namespace: &str, images: &[&Ready], times: &Times) -> me
 }
 
 /// CRI keeps a record by name, by digest and by config digest in Kubernetes' namespace; others hold the names only.
-fn names<'i>(namespace: &str, image: &'i ImageRecord) -> impl Iterator<Item = &'i str> {
+pub(super) fn names<'i>(namespace: &str, image: &'i ImageRecord) -> impl Iterator<Item = &'i str> {
     let aliases: &[String] = if namespace == K8S_NAMESPACE { &image.aliases } else { &[] };
     std::iter::once(&image.name).chain(&image.names).chain(aliases).map(String::as_str)
 }
 
-fn image_labels(namespace: &str, image: &ImageRecord) -> Labels {
+/// What the image's records are to have.
+pub(super) fn image_labels(namespace: &str, image: &ImageRecord) -> Labels {
     let managed = (namespace == K8S_NAMESPACE).then_some(labels::CRI_MANAGED);
     let pinned = image.pinned.then_some(labels::CRI_PINNED);
     let own = managed.into_iter().chain(pinned).map(|(key, value)| (key.to_owned(), value.to_owned()));

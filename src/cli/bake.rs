@@ -12,6 +12,8 @@ use prebake::spec::{Policy, Rule, parse_size};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+#[cfg(feature = "live")]
+use super::live;
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs};
 use super::sync::Sync;
@@ -21,7 +23,7 @@ use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
 /// Blobs under way at a time, at most.
 const MAX_CONCURRENCY: u8 = 32;
 
-pub(super) const EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   prebake bake --root ./chroot registry.k8s.io/pause:3.10 docker.io/library/nginx:1.27
   prebake bake --root ./chroot --file images.txt --platform linux/arm64 --pin
@@ -31,9 +33,21 @@ Examples:
   prebake bake -f bake.toml --locked --sync
   prebake bake --root ./chroot --creds-file creds.txt --hosts-dir ./certs.d registry.example/team/app:2
   prebake bake --root ./chroot --verify-key 'registry.example/*=cosign.pub' --referrers registry.example/team/app:2
+  prebake bake --root / --address /run/containerd/containerd.sock registry.k8s.io/pause:3.10
 Credentials come from --creds, --creds-file, $REGISTRY_AUTH_FILE, Docker's config.json ($DOCKER_CONFIG, or ~/.docker),
 Podman's auth.json, and kubelet's credential provider plugins, in this order; `prebake registry explain` shows which.
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct BakeCommand {
+    #[command(flatten)]
+    pub(super) bake: BakeArgs,
+    /// The socket of a containerd that runs on the root: it gets to know of the images, and unpacks them where that is asked
+    #[cfg(feature = "live")]
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["discard_layers", "max_store", "sync"])]
+    address: Option<PathBuf>,
+}
 
 #[derive(Args)]
 pub(super) struct BakeArgs {
@@ -108,16 +122,28 @@ pub(super) struct FetchArgs {
     pub(super) output: OutputArgs,
 }
 
-pub(super) fn bake(args: BakeArgs) -> Result<u8, Failed> {
-    let (output, files, sync) = (args.fetch.output, args.fetch.files(), args.sync);
-    let request = request(args)?;
+pub(super) fn bake(args: BakeCommand) -> Result<u8, Failed> {
+    let (output, files) = (args.bake.fetch.output, args.bake.fetch.files());
+    #[cfg(feature = "live")]
+    if let Some(address) = args.address {
+        let go = |request, listener| live::bake(request, &address, listener);
+        return execute(request(args.bake)?, output, &files, go);
+    }
+    let sync = args.bake.sync;
+    let request = request(args.bake)?;
     let sync = sync.then(|| Sync::to(&request.root, request.lock_timeout, &request.images));
-    execute(request, output, &files, sync)
+    execute(request, output, &files, |request, listener| {
+        let (report, signal) = go(request, listener)?;
+        if let Some(sync) = sync.filter(|_| !report.cancelled) {
+            sync.execute(output)?;
+        }
+        Ok((report, signal))
+    })
 }
 
 pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
     let (output, files) = (args.output, args.files());
-    execute(args.request(None)?, output, &files, None)
+    execute(args.request(None)?, output, &files, go)
 }
 
 /// What a bake is asked to do.
@@ -138,7 +164,15 @@ struct Files {
     metrics: Option<PathBuf>,
 }
 
-fn execute(request: Request, output: OutputArgs, files: &Files, sync: Option<Sync>) -> Result<u8, Failed> {
+/// A report, with the signal that stopped what it is of, if one did.
+pub(super) type Gone = Result<(Report, Option<u8>), Failed>;
+
+fn execute(
+    request: Request,
+    output: OutputArgs,
+    files: &Files,
+    go: impl FnOnce(Request, Arc<dyn Listener>) -> Gone,
+) -> Result<u8, Failed> {
     let root = request.root.clone();
     let recorder = (!files.reports.is_empty()).then(|| Arc::new(Recorder::new(&root)));
     let listener = progress::listener(output);
@@ -148,9 +182,6 @@ fn execute(request: Request, output: OutputArgs, files: &Files, sync: Option<Syn
         None => listener,
     };
     let (report, signal) = go(request, listener)?;
-    if let Some(sync) = sync.filter(|_| !report.cancelled) {
-        sync.execute(output)?;
-    }
     let code = end(&report, signal, output);
     for (path, recorder) in files.reports.iter().zip(recorder.iter().cycle()) {
         let is_page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
@@ -262,8 +293,8 @@ impl FetchArgs {
     }
 }
 
-/// Runs a bake; with the signal that stopped it, if one did.
-pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Result<(Report, Option<u8>), Failed> {
+/// Runs a bake.
+pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Gone {
     let (report, signal) = interruptible(async |cancel| run(request, listener, cancel).await)?;
     let signal = signal.filter(|_| report.cancelled);
     Ok((report, signal))

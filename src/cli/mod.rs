@@ -11,6 +11,8 @@ mod discard;
 mod du;
 mod images;
 mod list;
+#[cfg(feature = "live")]
+mod live;
 mod lock;
 mod metrics;
 mod output;
@@ -59,8 +61,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Pull images and write them into a root: blobs and metadata
-    #[command(after_help = bake::EXAMPLES)]
-    Bake(bake::BakeArgs),
+    Bake(bake::BakeCommand),
     /// Show what a bake would do and take; nothing is written, and documents alone are fetched
     Plan(plan::PlanArgs),
     /// Write down what names lead to, so that every bake takes the same
@@ -69,7 +70,7 @@ enum Command {
     Fetch(bake::FetchArgs),
     /// Unpack images that are in a root already, and make them known to containerd
     Unpack(unpack::UnpackArgs),
-    /// Write containerd's metadata for everything that was fetched into a root
+    /// Make everything that was fetched into a root known to containerd: in its metadata, or over its socket
     Bootstrap(bootstrap::BootstrapArgs),
     /// Name the images of Kubernetes objects, of components.json, of a root: as a list, or as a bake.toml
     List(list::ListArgs),
@@ -180,7 +181,7 @@ impl Failed {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = match &cli.command {
-        Command::Bake(args) => args.fetch.output.json,
+        Command::Bake(args) => args.bake.fetch.output.json,
         Command::Fetch(args) => args.output.json,
         Command::Plan(args) => args.json(),
         Command::Lock(args) => args.fetch.output.json,

@@ -15,6 +15,7 @@ Examples:
   prebake gc --root ./chroot --dry-run
   prebake gc --root ./chroot --containerd 2.1
   prebake gc --root ./chroot --dry-run --json | jq .removed
+  prebake gc --root / --address /run/containerd/containerd.sock
 Without --containerd, what any release would keep is kept.";
 
 const RM_EXAMPLES: &str = "\
@@ -57,6 +58,10 @@ pub(super) struct GcArgs {
     /// Also what was fetched and is not known to containerd yet
     #[arg(long)]
     fetched: bool,
+    /// The socket of a containerd that runs on the root: it collects, by its own rules, and is waited for
+    #[cfg(feature = "live")]
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["dry_run", "containerd", "fetched"])]
+    address: Option<std::path::PathBuf>,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }
@@ -130,6 +135,10 @@ fn label(text: &str) -> Result<(String, Option<String>), String> {
 
 pub(super) fn gc(args: &GcArgs) -> Result<u8, Failed> {
     let root = args.root.existing()?;
+    #[cfg(feature = "live")]
+    if let Some(address) = &args.address {
+        return super::live::gc(&root, address, args.output);
+    }
     let collect = args.collect.collect(args.fetched);
     let quiet = args.output.quiet || args.output.json;
     let collected = args.root.waiting(quiet, |wait| care::gc(&root, collect, wait)).map_err(Failed::new)?;

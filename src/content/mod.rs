@@ -5,10 +5,12 @@
 //!   blobs/<algorithm>/<hex>          0444; nothing else may lie here: a stranger's name stops containerd's garbage
 //!                                    collection
 //!   ingest/<sha256 of the ref>/      data, ref, startedat, updatedat, total; swept by containerd when it does not know it
+//!   prebake/{blobs,ingest}/          the same, of prebake: only where a containerd runs, which never looks here
 //! ```
 //!
 //! An [`Ingest`] takes bytes, becomes a [`VerifiedBlob`] when size and digest are right, and only that can be committed.
 
+mod beside;
 mod growing;
 mod ingest;
 mod walk;
@@ -76,7 +78,8 @@ pub enum Error {
     },
 }
 
-type Result<T, E = Error> = std::result::Result<T, E>;
+/// What this module gives.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -110,6 +113,8 @@ pub enum Entry {
 pub struct Store {
     ingest: Option<PathBuf>,
     blobs: [Option<PathBuf>; Algorithm::ALL.len()],
+    /// Where the blobs of the containerd are that runs beside this store.
+    containerds: Option<[PathBuf; Algorithm::ALL.len()]>,
 }
 
 fn blobs_dir(algorithm: Algorithm) -> String {
@@ -123,11 +128,12 @@ impl Store {
     /// [`Error::Root`].
     pub fn open(root: &Root) -> Result<Self> {
         let [sha256, sha512] = Algorithm::ALL.map(|algorithm| root.containerd_dir(&blobs_dir(algorithm)));
-        Ok(Self { ingest: root.containerd_dir(&format!("{PLUGIN}/ingest"))?, blobs: [sha256?, sha512?] })
+        let ingest = root.containerd_dir(&format!("{PLUGIN}/ingest"))?;
+        Ok(Self { ingest, blobs: [sha256?, sha512?], containerds: None })
     }
 
-    /// Opens the store of a root that nobody else writes to, to write; makes its directories, and removes what is left of
-    /// ingests whose blob is in place.
+    /// Opens the store of a root that nobody else writes to, to write; makes its directories, takes over what a prebake held
+    /// beside a containerd, and removes what is left of ingests whose blob is in place.
     ///
     /// # Errors
     /// [`Error::Root`], [`Error::Io`].
@@ -137,6 +143,7 @@ impl Store {
             root.make_containerd_dir(&blobs_dir(algorithm), DIR_MODE)?;
         }
         let store = Self::open(root)?;
+        store.take_over(root)?;
         store.ingest.as_deref().map_or(Ok(()), ingest::sweep)?;
         Ok(store)
     }
@@ -152,11 +159,12 @@ impl Store {
         self.path(digest).ok_or_else(missing)
     }
 
-    /// The file of a blob, if there is one.
+    /// The file of a blob, if there is one. Beside a containerd, it is held from then on.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn stat(&self, digest: &Digest) -> Result<Option<Stat>> {
+        self.hold(digest)?;
         let Some(path) = self.path(digest) else { return Ok(None) };
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => Ok(Some(stat(&meta))),

@@ -33,6 +33,22 @@ pub struct Wait<'a> {
     pub stop: &'a AtomicBool,
 }
 
+/// A prebake's turn on a root, and nothing else: containerd's databases are those of the containerd that runs.
+#[derive(Debug)]
+pub struct Turn {
+    _file: Option<File>,
+}
+
+impl Turn {
+    /// Takes it, waiting for another prebake.
+    ///
+    /// # Errors
+    /// [`Error::Waited`] when that does not finish in time; [`Error::Io`], [`Error::Root`].
+    pub fn take(root: &Root, wait: &Wait<'_>) -> Result<Self> {
+        Ok(Self { _file: Waiting::new(wait).turn(root, Lock::Exclusive)? })
+    }
+}
+
 /// Waiting that is under way.
 pub(super) struct Waiting<'a> {
     wait: &'a Wait<'a>,

@@ -33,7 +33,7 @@ pub use contents::{
 };
 pub use labels::Labels;
 use lock::Waiting;
-pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
+pub use lock::{DEFAULT_LOCK_TIMEOUT, Turn, Wait};
 pub use records::{
     Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
     is_migrated, namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
@@ -64,7 +64,7 @@ pub const K8S_NAMESPACE: &str = "k8s.io";
 #[non_exhaustive]
 pub enum Error {
     /// A containerd runs on this root.
-    #[error("{} is locked by {holder}; stop it first", path.display())]
+    #[error("{} is locked by {holder}; stop it first, or name its socket: bake and bootstrap take --address", path.display())]
     Busy {
         /// The database.
         path: PathBuf,

@@ -75,7 +75,7 @@ fn same_size(printed: &str, bytes: u64) -> bool {
 }
 
 /// Everything that must hold of a containerd that started on a baked root.
-fn everything_is_there(containerd: &Containerd, images: &BTreeMap<String, Value>, blobs: &BTreeSet<String>) {
+pub fn everything_is_there(containerd: &Containerd, images: &BTreeMap<String, Value>, blobs: &BTreeSet<String>) {
     // ctr images ls: REF TYPE DIGEST SIZE PLATFORMS LABELS
     let table = containerd.ctr("images ls");
     let rows: BTreeMap<String, Vec<String>> = table

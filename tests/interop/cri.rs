@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ::prebake::oci::Digest;
 use bytes::{Buf, Bytes};
 use http::Request;
 
@@ -89,6 +90,19 @@ pub fn add_to_lease(socket: &Path, namespace: &str, lease: &str, kind: &str, id:
     let resource = [message(1, id.as_bytes()), message(2, kind.as_bytes())].concat();
     let request = [message(1, lease.as_bytes()), message(2, &resource)].concat();
     call_in(socket, namespace, "/containerd.services.leases.v1.Leases/AddResource", &request).unwrap();
+}
+
+/// A garbage collection that removes a blob, and so sweeps those from the disk that containerd does not know.
+pub fn collect(socket: &Path, n: usize) {
+    let name = format!("garbage-{n}");
+    let (data, digest) = (name.as_bytes(), Digest::of(name.as_bytes()).to_string());
+    let write = [number(1, 2), message(2, data), message(4, digest.as_bytes()), message(6, data)].concat();
+    call(socket, "/containerd.services.content.v1.Content/Write", &write).unwrap();
+    // Another collection may have been faster, and has removed something then.
+    let _ = call(socket, "/containerd.services.content.v1.Content/Delete", &message(1, digest.as_bytes()));
+    let lease = message(1, data);
+    call(socket, "/containerd.services.leases.v1.Leases/Create", &lease).unwrap();
+    call(socket, "/containerd.services.leases.v1.Leases/Delete", &[lease, number(2, 1)].concat()).unwrap();
 }
 
 /// Makes a record in the sandbox store (containerd 1.7 and later).

@@ -14,6 +14,7 @@ mod cri;
 mod hostile;
 mod layout;
 mod life;
+mod live;
 mod lock;
 mod lockstep;
 mod peers;

@@ -192,6 +192,8 @@ pub struct Containerd {
     work: PathBuf,
     root: PathBuf,
     sandbox: String,
+    /// TOML that its configuration ends in.
+    pub settings: &'static str,
 }
 
 impl Containerd {
@@ -206,7 +208,7 @@ impl Containerd {
     pub fn new(release: &'static str, containerd_root: &Path, work: &Path, sandbox: &str) -> Self {
         fs::create_dir_all(work).unwrap();
         let (work, root, sandbox) = (work.to_owned(), containerd_root.to_owned(), sandbox.to_owned());
-        Self { daemon: None, release, work, root, sandbox }
+        Self { daemon: None, release, work, root, sandbox, settings: "" }
     }
 
     fn bin(&self, name: &str) -> PathBuf {
@@ -228,7 +230,7 @@ impl Containerd {
 
     /// Starts it, or starts it again.
     pub fn launch(&mut self) {
-        let sandbox = &self.sandbox;
+        let Self { sandbox, settings, .. } = self;
         let config = self.work.join("config.toml");
         let (root, work) = (self.root.display(), self.work.display());
         fs::write(
@@ -238,7 +240,7 @@ impl Containerd {
                  [grpc]\naddress = \"{work}/c.sock\"\n[ttrpc]\naddress = \"{work}/c.sock.ttrpc\"\n\
                  [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"0\"\nsandbox_image = \"{sandbox}\"\nrestrict_oom_score_adj = true\n\
                  [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nRoot = \"{work}/runc\"\n"
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nRoot = \"{work}/runc\"\n{settings}"
             ),
         )
         .unwrap();
