@@ -1,21 +1,28 @@
 //! Looking after a root: what is in it, and whether containerd would start it.
 
+mod anatomy;
 mod check;
+mod compare;
+mod finding;
 mod gc;
 mod graph;
 mod list;
 mod prune;
 mod release;
-mod snapshots;
+mod start;
+mod state;
 mod trees;
 mod used;
+mod ways;
 mod whole;
 
-pub use check::{CheckReport, Finding, Severity, check};
+pub use check::{Check, CheckReport, check};
+pub use finding::{Finding, Severity};
 pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
 pub use prune::{Decision, Fate, Prune, Pruned, Unused, Which, prune};
 pub use release::{Release, ReleaseError};
+pub use start::{ImageStart, Start, StartReport, Verdict, would_start};
 pub use used::Need;
 
 use crate::root::RootError;

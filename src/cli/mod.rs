@@ -70,6 +70,7 @@ enum Command {
     /// List what containerd will list
     Images(images::ImagesArgs),
     /// Hash every blob and follow every reference in a root's metadata
+    #[command(after_help = check::EXAMPLES)]
     Check(check::CheckArgs),
     /// Remove images by their names, and what nothing keeps then
     Rm(prune::RmArgs),

@@ -47,7 +47,21 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "care",
-            &["bolt", "catalog", "content", "duration", "kind", "metadata", "oci", "parallel", "root", "snapshot"],
+            &[
+                "bolt",
+                "bootstrap",
+                "catalog",
+                "content",
+                "duration",
+                "kind",
+                "layer",
+                "metadata",
+                "oci",
+                "parallel",
+                "root",
+                "snapshot",
+                "times",
+            ],
         ),
         ("fixture", &["layer", "oci"]),
         (
