@@ -9,6 +9,7 @@ mod graph;
 mod list;
 mod prune;
 mod release;
+mod repair;
 mod start;
 mod state;
 mod trees;
@@ -22,6 +23,7 @@ pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
 pub use prune::{Decision, Fate, Prune, Pruned, Unused, Which, prune};
 pub use release::{Release, ReleaseError};
+pub use repair::{Fetch, Mended, Missing, Repair, RepairReport, repair};
 pub use start::{ImageStart, Start, StartReport, Verdict, would_start};
 pub use used::Need;
 

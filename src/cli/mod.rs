@@ -15,6 +15,7 @@ mod plan;
 mod progress;
 mod prune;
 mod registry;
+mod repair;
 mod unpack;
 mod wanted;
 
@@ -72,6 +73,9 @@ enum Command {
     /// Hash every blob and follow every reference in a root's metadata
     #[command(after_help = check::EXAMPLES)]
     Check(check::CheckArgs),
+    /// Mend what a check finds: fetch blobs again, make snapshots again, put records right
+    #[command(after_help = repair::EXAMPLES)]
+    Repair(repair::RepairArgs),
     /// Remove images by their names, and what nothing keeps then
     Rm(prune::RmArgs),
     /// Remove images that nobody needs
@@ -169,6 +173,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => args.json,
         Command::List(args) => args.json,
         Command::Check(args) => args.output.json,
+        Command::Repair(args) => args.output.json,
         Command::Rm(args) => args.output.json,
         Command::Prune(args) => args.output.json,
         Command::Gc(args) => args.output.json,
@@ -186,6 +191,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Images(args) => images::run(&args),
         Command::List(args) => list::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Repair(args) => repair::run(&args),
         Command::Rm(args) => prune::rm(args),
         Command::Prune(args) => prune::prune(args),
         Command::Gc(args) => prune::gc(&args),

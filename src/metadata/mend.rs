@@ -169,3 +169,13 @@ fn drop_from(tx: &mut Tx<'_>, path: &Path<'_>, rows: Vec<Result<()>>, dropped: &
     }
     Ok(())
 }
+
+/// Makes a snapshot the lowest of its chain.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn remove_parent(tx: &mut Tx<'_>, snapshot: &super::Snapshot) -> Result<()> {
+    let super::Snapshot { namespace, snapshotter, key, .. } = snapshot;
+    let path = [V1, namespace.as_bytes(), SNAPSHOTS, snapshotter.as_bytes(), key.as_bytes()];
+    tx.delete(&path, super::records::PARENT).map(drop).map_err(bolt_error)
+}

@@ -36,7 +36,8 @@ pub use labels::Labels;
 use lock::Waiting;
 pub use lock::{DEFAULT_LOCK_TIMEOUT, Wait};
 pub use mend::{
-    Child, Malformed, children, drop_malformed, put_child, raise_sequence, remove_child, remove_label, remove_lease_entry,
+    Child, Malformed, children, drop_malformed, put_child, raise_sequence, remove_child, remove_label,
+    remove_lease_entry, remove_parent,
 };
 pub use records::{
     Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images, is_migrated,

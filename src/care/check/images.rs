@@ -108,6 +108,13 @@ impl Image<'_> {
                 self.found.error(object, problem, "containerd reads as much as its record says, and fails");
             }
         }
+        let kind = &target.media_type;
+        if !self.anatomy.documents.is_empty() && !media_type::is_index(kind) && !media_type::is_manifest(kind) && !kind.is_empty() {
+            for object in &objects {
+                let problem = format!("its target is recorded as {kind:?}, which no document is");
+                self.found.error(object, problem, "containerd does not read it, and nothing runs from the image");
+            }
+        }
         for body in &self.anatomy.manifests {
             self.body(body);
         }
