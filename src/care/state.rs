@@ -32,6 +32,12 @@ impl Space {
         self.all.blobs.contains_key(digest)
     }
 
+    /// Whether a document's record says that it keeps a blob.
+    pub(super) fn keeps(&self, document: &Digest, child: &Digest) -> bool {
+        let labels = self.all.blobs.get(document).into_iter().flat_map(|blob| &blob.labels);
+        labels.into_iter().any(|(key, value)| key.starts_with(labels::GC_REF_CONTENT) && value == child.as_str())
+    }
+
     pub(super) fn has_snapshot(&self, snapshotter: &str, key: &str) -> bool {
         self.keys.contains(&(snapshotter.to_owned(), key.to_owned()))
     }

@@ -11,6 +11,7 @@ mod bake;
 mod bolt;
 mod bolt_cli;
 mod bolt_fuzz;
+mod campaign;
 mod check;
 mod crash;
 mod faults;

@@ -122,20 +122,22 @@ impl Image<'_> {
     }
 
     fn problems(&self, target: &Digest, problems: &mut Vec<(Severity, String, &'static str)>) {
-        let mut error = |problem: String, consequence| problems.push((Severity::Error, problem, consequence));
+        let error = |problems: &mut Vec<_>, problem: String, consequence| {
+            problems.push((Severity::Error, problem, consequence));
+        };
         let recorded = |digest: &Digest| self.space.recorded(digest);
         const SKIPPED: &str = "CRI does not list the image, and nothing runs from it";
         if !recorded(target) {
-            error(format!("its target {target} has no record"), SKIPPED);
+            error(problems, format!("its target {target} has no record"), SKIPPED);
         }
         for missing in &self.anatomy.missing {
-            error(format!("{} is missing", missing.digest), SKIPPED);
+            error(problems, format!("{} is missing", missing.digest), SKIPPED);
         }
         for (broken, why) in &self.anatomy.broken {
-            error(format!("{}: {why}", broken.digest), SKIPPED);
+            error(problems, format!("{}: {why}", broken.digest), SKIPPED);
         }
         for (index, _) in &self.anatomy.empty {
-            error(format!("none of the manifests of {index} is here"), SKIPPED);
+            error(problems, format!("none of the manifests of {index} is here"), SKIPPED);
         }
         let unpacked: HashSet<&Digest> =
             self.anatomy.manifests.iter().filter(|body| self.is_unpacked(body)).map(|body| &body.digest).collect();
@@ -153,15 +155,23 @@ impl Image<'_> {
                     // Layers that are discarded after unpacking are not to be kept.
                     if !(layer && is_unpacked) && !held.contains(child.digest.as_str()) {
                         error(
+                            problems,
                             format!("nothing keeps {} from garbage collection", child.digest),
                             "containerd removes it when it starts",
                         );
                     }
+                } else if layer && is_unpacked && held.contains(child.digest.as_str()) {
+                    problems.push((
+                        Severity::Warning,
+                        format!("{} is to be kept, and has no record", child.digest),
+                        "containers run; nobody can export or push the image, or unpack it for another snapshotter",
+                    ));
                 } else if !is_index && !(layer && is_unpacked) {
                     if self.state.files.contains_key(&child.digest) {
-                        error(format!("{} has no record", child.digest), "for containerd it is not there");
+                        error(problems, format!("{} has no record", child.digest), "for containerd it is not there");
                     } else if layer {
                         error(
+                            problems,
                             format!("{} is missing", child.digest),
                             "containerd cannot unpack the image, and nothing runs from it",
                         );

@@ -11,7 +11,7 @@ use crate::care::state::State;
 use crate::catalog::Catalog;
 use crate::content::Store;
 use crate::metadata;
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{Descriptor, Digest, media_type};
 use crate::root::RootError;
 
 /// Times that what came leads to more that is missing: an index to a manifest, that to a config and layers.
@@ -23,17 +23,20 @@ pub(super) struct Needs {
     pub(super) missing: BTreeMap<Digest, Descriptor>,
     /// Everything that an image leads to.
     pub(super) all: BTreeSet<Digest>,
+    /// Whether that is all: documents that are not here may lead to more.
+    pub(super) whole: bool,
 }
 
 impl Needs {
     /// `restore`: layers that were discarded are needed as well.
     pub(super) fn new(state: &State, bad: &BTreeMap<Digest, String>, restore: bool) -> Self {
-        let mut needs = Self { missing: BTreeMap::new(), all: BTreeSet::new() };
+        let mut needs = Self { missing: BTreeMap::new(), all: BTreeSet::new(), whole: true };
         let whole = |digest: &Digest| state.files.contains_key(digest) && !bad.contains_key(digest);
         for space in &state.spaces {
             for row in &space.all.images {
                 needs.all.insert(row.target.digest.clone());
                 let anatomy = Anatomy::new(&state.store, &row.target, &|digest| space.recorded(digest));
+                needs.whole &= anatomy.missing.is_empty() && anatomy.broken.is_empty() && anatomy.empty.is_empty();
                 let entries = anatomy.empty.iter().filter_map(|(_, entry)| entry.as_ref());
                 let broken = anatomy.broken.iter().map(|(broken, _)| broken);
                 for descriptor in anatomy.missing.iter().chain(entries).chain(broken) {
@@ -53,8 +56,9 @@ impl Needs {
                         top.is_some_and(|top| space.snapshotters_of(top.as_str()).next().is_some()) && !restore;
                     for blob in body.manifest.layers.iter().chain([&body.manifest.config]) {
                         let discarded = unpacked
-                            && crate::oci::media_type::is_layer(&blob.media_type)
-                            && !space.recorded(&blob.digest);
+                            && media_type::is_layer(&blob.media_type)
+                            && !space.recorded(&blob.digest)
+                            && !space.keeps(&body.digest, &blob.digest);
                         if !whole(&blob.digest) && !discarded {
                             needs.missing.entry(blob.digest.clone()).or_insert_with(|| blob.clone());
                         }
@@ -166,7 +170,7 @@ impl Work<'_, '_> {
         let needs = Needs::new(&state, &self.bad, false);
         let mut records = Vec::new();
         for (digest, why) in self.unreachable.clone() {
-            if needs.all.contains(&digest) {
+            if needs.all.contains(&digest) || !needs.whole {
                 self.cannot(digest.to_string(), format!("cannot be had: {why}"));
                 continue;
             }
@@ -187,7 +191,7 @@ impl Work<'_, '_> {
         }
         let named: BTreeSet<&Digest> = state.spaces.iter().flat_map(|space| space.all.blobs.keys()).collect();
         for digest in self.bad.keys().cloned().collect::<Vec<_>>() {
-            let wanted = needs.all.contains(&digest);
+            let wanted = needs.all.contains(&digest) || !needs.whole;
             if wanted || named.contains(&digest) && !self.unreachable.contains_key(&digest) {
                 continue;
             }

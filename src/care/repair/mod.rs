@@ -140,10 +140,12 @@ impl Work<'_, '_> {
             self.strangers()?;
             self.malformed()?;
             self.targets()?;
+            // What is unpacked needs no layers: that is to be known before any are fetched.
+            self.snapshots(true)?;
             self.blobs()?;
             self.bootstrap(lost)?;
             self.records()?;
-            self.snapshots()?;
+            self.snapshots(self.keep_unknown)?;
             self.rebuild()?;
             self.references()?;
             self.leave()?;

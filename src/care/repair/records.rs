@@ -171,7 +171,9 @@ impl Work<'_, '_> {
                 body.layers().into_iter().map(|layer| (layer.descriptor.digest, layer.diff_id)).collect();
             for layer in &body.manifest.layers {
                 let discarded = unpacked && !space.recorded(&layer.digest) && media_type::is_layer(&layer.media_type);
-                if discarded && !restore {
+                // A manifest that has lost its record does not tell whether they were.
+                let unknown = !space.recorded(&body.digest) || space.keeps(&body.digest, &layer.digest);
+                if discarded && !restore && !unknown {
                     continue;
                 }
                 let diff_id = diff_ids.get(&layer.digest).filter(|_| unpacked || says(space, &layer.digest));

@@ -55,8 +55,8 @@ struct Plan {
 }
 
 impl Work<'_, '_> {
-    /// Makes the records of snapshots agree.
-    pub(super) fn snapshots(&mut self) -> Result<()> {
+    /// Makes the records of snapshots agree; `keep`: those that nobody needs stay.
+    pub(super) fn snapshots(&mut self, keep: bool) -> Result<()> {
         let state = self.state()?;
         for snapshotter in state.snapshotters.iter().filter(|one| WITH_DIRS.contains(&one.name.as_str())) {
             let Ok(database) = &snapshotter.database else { continue };
@@ -66,7 +66,7 @@ impl Work<'_, '_> {
             if rows == 0 && records.snapshots.is_empty() && database.is_none() && snapshotter.dirs.is_empty() {
                 continue;
             }
-            let plan = Planner { state: &state, snapshotter, records, keep: self.keep_unknown }.plan();
+            let plan = Planner { state: &state, snapshotter, records, keep }.plan();
             self.execute(snapshotter, records, plan)?;
         }
         Ok(())
