@@ -105,6 +105,11 @@ impl Db {
         super::salvage::rebuild(storage)
     }
 
+    /// What it lies on.
+    pub fn into_storage(self) -> Box<dyn Storage> {
+        self.storage
+    }
+
     /// Verifies the database as it is now on its storage.
     ///
     /// # Errors

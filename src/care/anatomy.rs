@@ -56,6 +56,11 @@ impl Body {
         parts.map(layer).collect()
     }
 
+    /// Whether it is an image's, and its config is not here.
+    pub(super) fn lacks_config(&self) -> bool {
+        self.config.is_none() && media_type::is_image_config(&self.manifest.config.media_type)
+    }
+
     /// The blobs that are layers.
     pub(super) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.manifest.layers.iter().filter(|layer| media_type::is_layer(&layer.media_type))

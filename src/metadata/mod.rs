@@ -194,10 +194,12 @@ impl MetaDb {
     /// # Errors
     /// [`Error::Bolt`]; the file holds what it held then.
     pub fn rebuild(&mut self) -> Result<u64> {
-        let State::Locked(storage) = std::mem::replace(&mut self.state, State::Absent) else {
-            return Err(failed(&self.path, bolt::Error::Poisoned));
+        let storage: Box<dyn Storage> = match std::mem::replace(&mut self.state, State::Absent) {
+            State::Locked(storage) => Box::new(storage),
+            State::Open(db) => db.into_storage(),
+            State::Absent => return Err(failed(&self.path, bolt::Error::Poisoned)),
         };
-        let (db, lost) = Db::rebuild(Box::new(storage)).map_err(|e| self.failed(e))?;
+        let (db, lost) = Db::rebuild(storage).map_err(|e| self.failed(e))?;
         self.state = State::Open(db);
         Ok(lost)
     }

@@ -9,6 +9,7 @@ mod support;
 mod access;
 mod bake;
 mod bbolt;
+mod campaign;
 mod cri;
 mod hostile;
 mod layout;

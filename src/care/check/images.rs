@@ -141,6 +141,8 @@ impl Image<'_> {
         }
         let unpacked: HashSet<&Digest> =
             self.anatomy.manifests.iter().filter(|body| self.is_unpacked(body)).map(|body| &body.digest).collect();
+        let unknown: HashSet<&Digest> =
+            self.anatomy.manifests.iter().filter(|body| body.lacks_config()).map(|body| &body.digest).collect();
         for node in &self.anatomy.documents {
             let digest = &node.descriptor.digest;
             let is_index = media_type::is_index(&node.descriptor.media_type);
@@ -166,7 +168,7 @@ impl Image<'_> {
                         format!("{} is to be kept, and has no record", child.digest),
                         "containers run; nobody can export or push the image, or unpack it for another snapshotter",
                     ));
-                } else if !is_index && !(layer && is_unpacked) {
+                } else if !is_index && !(layer && (is_unpacked || unknown.contains(digest))) {
                     if self.state.files.contains_key(&child.digest) {
                         error(problems, format!("{} has no record", child.digest), "for containerd it is not there");
                     } else if layer {

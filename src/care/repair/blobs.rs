@@ -59,7 +59,9 @@ impl Needs {
                             && media_type::is_layer(&blob.media_type)
                             && !space.recorded(&blob.digest)
                             && !space.keeps(&body.digest, &blob.digest);
-                        if !whole(&blob.digest) && !discarded {
+                        // Whether its layers are needed, the config tells, once it is here.
+                        let unknown = body.lacks_config() && !space.recorded(&blob.digest) && *blob != body.manifest.config;
+                        if !whole(&blob.digest) && !discarded && !unknown {
                             needs.missing.entry(blob.digest.clone()).or_insert_with(|| blob.clone());
                         }
                     }

@@ -19,6 +19,7 @@ use crate::metadata::{self, KIND_ACTIVE, KIND_COMMITTED, Mend, Snapshot, Snapsho
 use crate::oci::Digest;
 use crate::root::RootError;
 use crate::snapshot::{self, OVERLAYFS, Removal, WITH_DIRS};
+use crate::times::Times;
 
 const PLUGIN: &str = "io.containerd.snapshotter.v1.overlayfs";
 
@@ -59,6 +60,10 @@ impl Work<'_, '_> {
         self.relink()?;
         let state = self.state()?;
         let broken = self::broken(&state);
+        if !broken.is_empty() {
+            // Makes the directory of all of them as well.
+            snapshot::check(self.root)?;
+        }
         if self.options.snapshots || !broken.is_empty() {
             let all = self.options.snapshots;
             let limit = self.options.max_unpacked;
@@ -147,6 +152,7 @@ impl Work<'_, '_> {
                 }
             }
             let found = id.is_some();
+            let dated = id.and_then(|id| super::snapshots::date_of(&again.dirs.fs(id).with_file_name("")));
             let highest = known.iter().chain(&orphans).copied().max().unwrap_or(0).max(records.sequence.unwrap_or(0));
             let id = id.unwrap_or(highest + 1);
             // Given out before the directory gets its name.
@@ -160,7 +166,7 @@ impl Work<'_, '_> {
                 parent: below.unwrap_or_default(),
                 size: Some(usage.bytes),
                 inodes: Some(usage.inodes),
-                created: Some(created),
+                created: Some(dated.unwrap_or(created)),
             };
             let put = [(row.name.clone(), stored)].into_iter().collect();
             db.mend(&Mend { put, sequence: id, ..Mend::default() })?;
@@ -254,14 +260,18 @@ fn gone(state: &State) -> (Vec<Gone>, Vec<(Snapshot, String)>) {
             .map(|row| (row.key.as_str(), row))
             .collect();
         let mut seen = BTreeSet::new();
-        for (chain, created) in chains(space, state).1 {
-            let created = created.and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
-            let created = created.and_then(|at| DateTime::from_timestamp(at.timestamp(), 0)).unwrap_or_default();
+        let chains = chains(space, state).1;
+        let mut times = Times::new(None);
+        for (chain, created) in &chains {
+            times.add(created.as_deref(), chain.iter().map(|layer| &layer.chain));
+        }
+        for (chain, _) in chains {
             let mut below = None;
             for layer in chain {
                 let Some(row) = rows.get(layer.chain.as_str()) else { break };
                 let name = row.name.clone();
                 if seen.insert(row.key.clone()) && !records.snapshots.contains_key(&name) {
+                    let created = times.part(&layer.chain);
                     layers.push(Gone { row: (*row).clone(), layer, below: below.clone(), created });
                 }
                 below = Some(name);

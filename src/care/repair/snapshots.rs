@@ -2,24 +2,30 @@
 //! what lies on what; links between ids say which directory is whose where a record has lost it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
 
 use super::Work;
 use crate::care::Result;
-use crate::care::anatomy::{Anatomy, Layer};
+use crate::care::anatomy::{self, Anatomy};
 use crate::care::check::number_of;
 use crate::care::state::{Space, State, snapshotter_of};
 use crate::metadata::{
     self, KIND_ACTIVE, KIND_COMMITTED, Labels, Mend, Snapshot, Snapshotter, SnapshotterDb, SnapshotterRecords, Stored,
     labels,
 };
+use crate::layer;
 use crate::oci::Digest;
-use crate::snapshot::WITH_DIRS;
+use crate::snapshot::{OVERLAYFS, WITH_DIRS};
 
 /// How far apart the numbers in the names of two snapshots are, as containerd takes them.
 const NUMBERS: u64 = 2;
 
 /// The chains of all images of a namespace: each layer's key, and that of the one below it.
-pub(super) fn chains(space: &Space, state: &State) -> (BTreeMap<String, String>, Vec<(Vec<Layer>, Option<String>)>) {
+pub(super) fn chains(space: &Space, state: &State) -> (BTreeMap<String, String>, Vec<(Vec<anatomy::Layer>, Option<String>)>) {
     let (mut parents, mut all) = (BTreeMap::new(), Vec::new());
     let mut targets = HashSet::new();
     for row in space.all.images.iter().filter(|row| targets.insert(&row.target.digest)) {
@@ -66,7 +72,8 @@ impl Work<'_, '_> {
             if rows == 0 && records.snapshots.is_empty() && database.is_none() && snapshotter.dirs.is_empty() {
                 continue;
             }
-            let plan = Planner { state: &state, snapshotter, records, keep }.plan();
+            let dirs = self.root.containerd_dir(&format!("io.containerd.snapshotter.v1.{}/snapshots", snapshotter.name))?;
+            let plan = Planner { state: &state, snapshotter, records, keep, dirs }.plan();
             self.execute(snapshotter, records, plan)?;
         }
         Ok(())
@@ -113,6 +120,8 @@ struct Planner<'s> {
     records: &'s SnapshotterRecords,
     /// Whether records that nobody needs stay.
     keep: bool,
+    /// Where the snapshots are.
+    dirs: Option<PathBuf>,
 }
 
 impl Planner<'_> {
@@ -139,6 +148,7 @@ impl Planner<'_> {
             let parent = key_of.get(&(row.namespace.as_str(), row.parent.as_str())).copied().unwrap_or_default();
             let (size, inodes, created) =
                 stored.map_or((None, None, None), |stored| (stored.size, stored.inodes, stored.created));
+            let (size, inodes, created) = self.complete(*id, kind, size, inodes, created);
             let stored_right = Stored { id: Some(*id), kind: Some(kind), parent: parent.to_owned(), size, inodes, created };
             if stored != Some(&stored_right) {
                 plan.mend.put.insert(row.name.clone(), stored_right.clone());
@@ -172,6 +182,25 @@ impl Planner<'_> {
             plan.done.push((object, format!("its record in meta.db put right ({})", row.name)));
         }
         plan
+    }
+
+    /// What a record lacks, by what its directory is like: prebake dates that as the record.
+    fn complete(
+        &self,
+        id: u64,
+        kind: u8,
+        size: Option<u64>,
+        inodes: Option<u64>,
+        created: Option<DateTime<Utc>>,
+    ) -> (Option<u64>, Option<u64>, Option<DateTime<Utc>>) {
+        let Some(dir) = self.dirs.as_ref().map(|dirs| dirs.join(id.to_string())) else { return (size, inodes, created) };
+        let created = created.or_else(|| date_of(&dir));
+        let with_files = self.snapshotter.name == OVERLAYFS && kind == KIND_COMMITTED;
+        if !with_files || size.is_some() && inodes.is_some() {
+            return (size, inodes, created);
+        }
+        let usage = fs::File::open(dir.join("fs")).and_then(|files| layer::usage(&files.into())).ok();
+        (usage.map(|usage| usage.bytes), usage.map(|usage| usage.inodes), created)
     }
 
     fn is_containers(&self, row: &Snapshot) -> bool {
@@ -290,6 +319,12 @@ impl Planner<'_> {
     fn has_link_to(&self, id: u64) -> bool {
         self.records.links.keys().any(|(parent, child)| *parent == id || *child == id)
     }
+}
+
+/// When a snapshot was made, by its directory.
+pub(super) fn date_of(dir: &Path) -> Option<DateTime<Utc>> {
+    let meta = fs::symlink_metadata(dir).ok()?;
+    DateTime::from_timestamp(meta.mtime(), u32::try_from(meta.mtime_nsec()).ok()?)
 }
 
 /// Whether something needs a snapshot that `meta.db` does not name.
