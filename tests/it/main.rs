@@ -26,6 +26,7 @@ mod parsers;
 mod proxy;
 mod referrers;
 mod reproducible;
+mod repair;
 mod scale;
 mod soak;
 mod spec;

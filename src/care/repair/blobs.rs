@@ -121,13 +121,21 @@ impl Work<'_, '_> {
             let state = self.state()?;
             let needs = Needs::new(&state, &self.bad, self.options.restore_layers);
             let sources = Sources::new(&state);
+            // What the name of an image leads to comes first: it may tell where the rest can be had.
+            let is_open = |digest: &Digest| !self.unreachable.contains_key(digest);
+            let any_named = needs.missing.keys().any(|digest| is_open(digest) && sources.is_named(digest));
             let wanted: Vec<Missing> = needs
                 .missing
                 .into_values()
-                .filter(|descriptor| !self.unreachable.contains_key(&descriptor.digest))
+                .filter(|Descriptor { digest, .. }| is_open(digest))
+                .filter(|Descriptor { digest, .. }| !any_named || self.options.from.is_some() || sources.is_named(digest))
                 .map(|descriptor| sources.of(descriptor))
                 .collect();
-            if wanted.is_empty() || self.bring(&wanted)? == 0 || self.is_dry() {
+            if wanted.is_empty() {
+                break;
+            }
+            let came = self.bring(&wanted)?;
+            if self.is_dry() || came == 0 && !any_named {
                 break;
             }
         }

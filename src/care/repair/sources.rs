@@ -32,12 +32,16 @@ pub struct Missing {
 }
 
 /// The references of each blob.
-pub(super) struct Sources(BTreeMap<Digest, Vec<Reference>>);
+pub(super) struct Sources {
+    all: BTreeMap<Digest, Vec<Reference>>,
+    /// Blobs that only a label tells of, which has no port.
+    by_label: HashSet<Digest>,
+}
 
 impl Sources {
     /// By the names of images that lead to it, by the catalog, and by what its record says.
     pub(super) fn new(state: &State) -> Self {
-        let mut sources = Self(BTreeMap::new());
+        let mut sources = Self { all: BTreeMap::new(), by_label: HashSet::new() };
         for space in &state.spaces {
             for row in &space.all.images {
                 let Ok(reference) = row.name.parse::<Reference>() else { continue };
@@ -60,7 +64,7 @@ impl Sources {
     }
 
     fn add(&mut self, digest: &Digest, reference: &Reference) {
-        let known = self.0.entry(digest.clone()).or_default();
+        let known = self.all.entry(digest.clone()).or_default();
         let same = |other: &Reference| {
             (other.registry(), other.repository()) == (reference.registry(), reference.repository())
         };
@@ -73,11 +77,14 @@ impl Sources {
         for blob in space.all.blobs.values() {
             for (key, value) in &blob.labels {
                 let Some(host) = key.strip_prefix(DISTRIBUTION_SOURCE) else { continue };
-                // The label has no port: who is known by a name is asked by that.
+                // Who is known by a name is asked by that.
                 let known: HashSet<&str> =
-                    self.0.get(&blob.digest).into_iter().flatten().map(Reference::registry_host).collect();
+                    self.all.get(&blob.digest).into_iter().flatten().map(Reference::registry_host).collect();
                 if known.contains(host) {
                     continue;
+                }
+                if known.is_empty() {
+                    self.by_label.insert(blob.digest.clone());
                 }
                 for repository in value.split(',') {
                     if let Ok(reference) = format!("{host}/{repository}@{}", blob.digest).parse() {
@@ -88,8 +95,13 @@ impl Sources {
         }
     }
 
+    /// Whether the name of an image tells where a blob can be had.
+    pub(super) fn is_named(&self, digest: &Digest) -> bool {
+        self.all.contains_key(digest) && !self.by_label.contains(digest)
+    }
+
     pub(super) fn of(&self, descriptor: Descriptor) -> Missing {
-        let references = self.0.get(&descriptor.digest).cloned().unwrap_or_default();
+        let references = self.all.get(&descriptor.digest).cloned().unwrap_or_default();
         Missing { descriptor, references }
     }
 }
