@@ -152,6 +152,19 @@ impl Catalog {
         Ok(Self { path, state: Mutex::new(State { saved, new: New::default() }) })
     }
 
+    /// Removes the catalog in `dir`; what it knew is found again.
+    ///
+    /// # Errors
+    /// [`Error::Redb`].
+    pub fn remove(dir: &Path) -> Result<()> {
+        let path = dir.join(FILE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(&path),
+            other => other,
+        }
+        .map_err(|error| failed(&path, error.into()))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,7 +21,7 @@ use crate::content::{self, Growing, Started, Stat, Store};
 use crate::kind::chain;
 use crate::layer;
 use crate::metadata::K8S_NAMESPACE;
-use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference, media_type};
 use crate::registry::{self, Client, RawDocument, Room};
 use crate::times::Times;
 
@@ -104,13 +104,26 @@ pub(super) struct Blobs {
 
 impl Blobs {
     pub(super) fn new(request: &Request, store: Store, place: Place, listener: Arc<dyn Listener>) -> Result<Self> {
+        let namespace = request.images.first().map_or(K8S_NAMESPACE, |image| &image.namespace);
+        Self::with(request.registry.clone(), request.concurrency, namespace, store, place, listener)
+    }
+
+    /// Without a request.
+    pub(super) fn with(
+        registry: registry::Options,
+        concurrency: usize,
+        namespace: &str,
+        store: Store,
+        place: Place,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self> {
         Ok(Self {
-            client: Arc::new(Client::new(request.registry.clone(), notices(listener.clone()))?),
+            client: Arc::new(Client::new(registry, notices(listener.clone()))?),
             store,
             place,
-            namespace: request.images.first().map_or(K8S_NAMESPACE, |image| &image.namespace).to_owned(),
-            permits: Semaphore::new(request.concurrency),
-            chunks: (CHUNKS / request.concurrency.max(1)).clamp(1, 4),
+            namespace: namespace.to_owned(),
+            permits: Semaphore::new(concurrency),
+            chunks: (CHUNKS / concurrency.max(1)).clamp(1, 4),
             listener,
             slots: Mutex::default(),
             known: Mutex::default(),
@@ -312,7 +325,7 @@ impl Blobs {
 
     /// Makes sure that a blob is in place, of which this was found before.
     async fn ensure(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, found: OnDisk) -> Result<()> {
-        let mut guard = self.lock(descriptor).await?;
+        let guard = self.lock(descriptor).await?;
         if guard.is_some() {
             return Ok(());
         }
@@ -325,6 +338,27 @@ impl Blobs {
             self.done(descriptor, guard, false);
             return Ok(());
         }
+        self.bring(reference, descriptor, guard).await
+    }
+
+    /// Brings a blob, whatever is in its place.
+    pub(super) async fn again(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<()> {
+        let guard = self.lock(descriptor).await?;
+        if guard.is_some() {
+            return Ok(());
+        }
+        let kind = &descriptor.media_type;
+        if media_type::is_index(kind) || media_type::is_manifest(kind) {
+            let room = self.client.room(descriptor.size).await;
+            let (_, guard) = self.small_blob(reference, descriptor, Small::Document, guard, &room).await?;
+            self.done_at_once(descriptor, guard);
+            return Ok(());
+        }
+        let _permit = self.permits.acquire().await.map_err(|_| Error::Task)?;
+        self.bring(reference, descriptor, guard).await
+    }
+
+    async fn bring(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, mut guard: Guard) -> Result<()> {
         self.started(reference, descriptor);
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
         let mut tries = 1;

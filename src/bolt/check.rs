@@ -99,6 +99,9 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// How much more is wrong.
     pub more: u64,
+    /// Whether only one of the two meta pages is valid: what a power cut leaves of a commit that did not end, or a loss of the
+    /// last one that did.
+    pub one_meta: bool,
 }
 
 impl Report {

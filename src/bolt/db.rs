@@ -83,12 +83,39 @@ impl Db {
     /// Only when nothing can be told: no valid meta page, or reading fails.
     pub fn check(storage: &dyn Storage) -> Result<Report> {
         match verify(storage) {
-            Ok((_, report, _)) => Ok(report),
+            Ok((meta, report, _)) => Ok(Report { one_meta: !has_both(storage, &meta)?, ..report }),
             Err(Error::Damaged(problem)) => {
-                Ok(Report { findings: vec![Finding { problem, bucket: Vec::new() }], more: 0 })
+                Ok(Report { findings: vec![Finding { problem, bucket: Vec::new() }], ..Report::default() })
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// A database in some state of its file.
+    pub(super) fn with(storage: Box<dyn Storage>, meta: Meta, free: FreeRuns) -> Self {
+        Self { storage, state: State { meta, free, poisoned: false } }
+    }
+
+    /// Takes over a file, however damaged: everything in it that can be read, written anew behind all else and in one commit,
+    /// so that a kill leaves what was there. Gives how many pages and elements could not be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn rebuild(storage: Box<dyn Storage>) -> Result<(Self, u64)> {
+        super::salvage::rebuild(storage)
+    }
+
+    /// What it lies on.
+    pub fn into_storage(self) -> Box<dyn Storage> {
+        self.storage
+    }
+
+    /// Verifies the database as it is now on its storage.
+    ///
+    /// # Errors
+    /// As [`Db::check`].
+    pub fn verify(&self) -> Result<Report> {
+        Self::check(&*self.storage)
     }
 
     /// What the file is like.
@@ -148,6 +175,18 @@ impl Db {
         let root = Bucket { sequence: meta.sequence, root: Child::Stored(meta.root) };
         Ok(Tx { state: &mut self.state, pager, root, dirty: false })
     }
+}
+
+/// Whether both meta pages are valid.
+fn has_both(storage: &dyn Storage, meta: &Meta) -> Result<bool> {
+    for at in [0, meta.page_size as u64] {
+        let mut head = [0; 80];
+        storage.read_at(&mut head, at).map_err(Error::io("reading"))?;
+        if Meta::decode(&head).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn verify(storage: &dyn Storage) -> Result<(Meta, Report, FreeRuns)> {

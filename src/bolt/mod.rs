@@ -23,6 +23,7 @@ mod check;
 mod db;
 mod node;
 mod page;
+mod salvage;
 mod stats;
 mod storage;
 mod view;

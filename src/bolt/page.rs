@@ -108,6 +108,23 @@ impl Meta {
         })
     }
 
+    /// What a meta page may have said whose checksum is wrong.
+    pub(super) fn guess(b: &[u8]) -> Option<Self> {
+        let body = b.get(HEADER..HEADER + META_LEN)?;
+        let size = u32_at(body, 8) as usize;
+        // Most files have pages of this size.
+        let page_size =
+            if PAGE_SIZES.contains(&size) && size.is_power_of_two() { size } else { super::PAGE_SIZE };
+        Some(Self {
+            page_size,
+            root: u64_at(body, 16),
+            sequence: u64_at(body, 24),
+            freelist: None,
+            high_water: u64_at(body, 40),
+            txid: u64_at(body, 48),
+        })
+    }
+
     /// The page (0 or 1) this state belongs on.
     pub(super) fn slot(&self) -> u64 {
         self.txid % 2

@@ -1,30 +1,39 @@
 //! Looking after a root: what is in it, and whether containerd would start it.
 
+mod anatomy;
 mod check;
 mod diff;
 mod discard;
 mod du;
+mod compare;
+mod finding;
 mod gc;
 mod graph;
 mod list;
 mod prune;
 mod release;
 mod seal;
-mod snapshots;
+mod repair;
+mod start;
+mod state;
 mod trees;
 mod used;
+mod ways;
 mod whole;
 mod why;
 
-pub use check::{CheckReport, Finding, Severity, check};
 pub use diff::{Changed, Difference, FileChange, Side, SideImage, diff};
 pub use discard::{Discard, Discarded, Discards, discard_layers};
 pub use du::{DiskUse, ImageUse, du};
+pub use check::{Check, CheckReport, check};
+pub use finding::{Finding, Severity};
 pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
 pub use prune::{Decision, Fate, Kept as KeptNames, Prune, Pruned, Unused, Which, prune};
 pub use release::{Release, ReleaseError};
 pub use seal::seal;
+pub use repair::{Fetch, Mended, Missing, Repair, RepairReport, repair};
+pub use start::{ImageStart, Start, StartReport, Verdict, would_start};
 pub use used::Need;
 pub use why::{Step, Way, Why, why};
 

@@ -25,7 +25,7 @@ impl Release {
     /// `gc.cond.*` labels.
     const CONDITIONS: Self = Self::new(2, 3);
 
-    const fn new(major: u32, minor: u32) -> Self {
+    pub(super) const fn new(major: u32, minor: u32) -> Self {
         Self { major, minor }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::gc::{Changes, Collect, Sweep};
 use super::whole::Whole;
-use super::{CheckReport, Error, Result, check};
+use super::{Check, CheckReport, Error, Result, check};
 use crate::bolt::Lock;
 use crate::metadata::{MetaDb, Wait};
 use crate::root::{self, Root, RootError};
@@ -35,7 +35,7 @@ pub fn seal(root: &Root, progress: &(dyn Fn(u64, u64) + Sync), wait: &Wait<'_>) 
         dated.restore()?;
         root.sync()?;
     }
-    check(root, progress, wait)
+    check(root, &Check::default(), progress, wait)
 }
 
 /// The directories from which something is removed, with their times: what a root says of its age does not change.

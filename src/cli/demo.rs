@@ -77,7 +77,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     }
 
     output::say("\nchecking it as containerd would need it");
-    let code = check::run(&check::CheckArgs { root: root.clone(), output })?;
+    let code = check::run(&check::CheckArgs::of(root.clone(), output))?;
 
     output::say("\nwhat was made");
     tree(&args.dir, 0);

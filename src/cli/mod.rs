@@ -22,6 +22,7 @@ mod prune;
 mod registry;
 mod seal;
 mod sync;
+mod repair;
 mod unpack;
 mod wanted;
 mod why;
@@ -77,9 +78,13 @@ enum Command {
     /// List what containerd will list
     Images(images::ImagesArgs),
     /// Hash every blob and follow every reference in a root's metadata
+    #[command(after_help = check::EXAMPLES)]
     Check(check::CheckArgs),
     /// Show everything that keeps a blob, a snapshot, an image
     Why(why::WhyArgs),
+    /// Mend what a check finds: fetch blobs again, make snapshots again, put records right
+    #[command(after_help = repair::EXAMPLES)]
+    Repair(repair::RepairArgs),
     /// Remove images by their names, and what nothing keeps then
     Rm(prune::RmArgs),
     /// Remove images that nobody needs
@@ -191,6 +196,7 @@ pub(crate) fn main() -> ExitCode {
         Command::List(args) => args.json,
         Command::Check(args) => args.output.json,
         Command::Why(args) => args.json,
+        Command::Repair(args) => args.output.json,
         Command::Rm(args) => args.output.json,
         Command::Prune(args) => args.output.json,
         Command::Gc(args) => args.output.json,
@@ -213,6 +219,7 @@ pub(crate) fn main() -> ExitCode {
         Command::List(args) => list::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Why(args) => why::run(&args),
+        Command::Repair(args) => repair::run(&args),
         Command::Rm(args) => prune::rm(args),
         Command::Prune(args) => prune::prune(args),
         Command::Gc(args) => prune::gc(&args),

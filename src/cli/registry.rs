@@ -9,7 +9,7 @@ use prebake::registry::{
     DEFAULT_PER_HOST, DEFAULT_STALL_TIMEOUT, DEFAULT_TRIES, Host, HostsDirs, Keychain, Manners, Options, Plugins,
 };
 use prebake::root::{CONTAINERD_ROOT, Root};
-use prebake::spec::parse_size;
+use prebake::spec::{Registries, parse_size};
 use serde_json::json;
 
 use super::wanted::{Asked, NamesArgs};
@@ -88,11 +88,21 @@ fn bandwidth(text: &str) -> Result<u64, String> {
 impl AccessArgs {
     /// What to talk to the registries of these images with.
     pub(super) fn options(&self, manners: &MannersArgs, root: &Root, asked: &Asked) -> Result<Options, Failed> {
-        let said = &asked.spec.registries;
         let references: Vec<&Reference> = asked.images.iter().map(|image| &image.reference).collect();
+        self.options_for(manners, root, &asked.spec.registries, &references)
+    }
+
+    /// As [`Self::options`], for images of these names.
+    pub(super) fn options_for(
+        &self,
+        manners: &MannersArgs,
+        root: &Root,
+        said: &Registries,
+        references: &[&Reference],
+    ) -> Result<Options, Failed> {
         Ok(Options {
             plain_http: self.plain_http,
-            keychain: self.keychain(&references)?,
+            keychain: self.keychain(references)?,
             hosts: self.hosts(root, said.hosts_dir.as_ref())?,
             ca_files: self.ca_file.clone(),
             manners: Manners {

@@ -34,7 +34,7 @@ impl Store {
         let blobs = [Some(sha256?), Some(sha512?)];
         let [sha256, sha512] =
             Algorithm::ALL.map(|algorithm| root.make_containerd_dir(&blobs_dir(algorithm), DIR_MODE));
-        Ok(Self { ingest: Some(own), blobs, containerds: Some([sha256?, sha512?]) })
+        Ok(Self { top: None, ingest: Some(own), blobs, containerds: Some([sha256?, sha512?]) })
     }
 
     /// Where containerd has a blob, or would, when this store is beside its own.
@@ -123,7 +123,7 @@ impl Store {
 
     fn open_held(root: &Root) -> Result<Self> {
         let [sha256, sha512] = Algorithm::ALL.map(|algorithm| root.containerd_dir(&own_blobs(algorithm)));
-        Ok(Self { ingest: None, blobs: [sha256?, sha512?], containerds: None })
+        Ok(Self { top: None, ingest: None, blobs: [sha256?, sha512?], containerds: None })
     }
 }
 

@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use chrono::{SecondsFormat, Utc};
 use rustix::fs::OFlags;
 
-use super::{DIR_MODE, Error, READ_BUFFER, Result, Store};
+use super::{BLOB_MODE, DIR_MODE, Error, READ_BUFFER, Result, Store};
 use crate::oci::{Descriptor, Digest, Hasher};
 use crate::root;
-
-const BLOB_MODE: u32 = 0o444;
 
 /// What is worth to be gone on with, in bytes; less is asked for anew.
 const RESUME_FROM: u64 = 1 << 20;

@@ -17,7 +17,7 @@ mod walk;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 pub use growing::{Growing, GrowingReader, Writer};
@@ -30,6 +30,7 @@ use crate::root::{self, Root, RootError};
 /// The plugin's directory in containerd's state.
 const PLUGIN: &str = "io.containerd.content.v1.content";
 const DIR_MODE: u32 = 0o755;
+const BLOB_MODE: u32 = 0o444;
 /// Bytes read at a time when a blob is hashed.
 const READ_BUFFER: usize = 1 << 18;
 
@@ -96,6 +97,15 @@ pub struct Stat {
     pub mtime: i64,
     /// Bytes it takes on disk.
     pub disk: u64,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl Stat {
+    /// Whether the file may be read by its owner, and written to and executed by nobody, as containerd leaves blobs.
+    pub fn is_read_only(&self) -> bool {
+        self.mode & 0o333 == 0 && self.mode & 0o400 != 0
+    }
 }
 
 /// An entry found in `blobs/`.
@@ -111,6 +121,8 @@ pub enum Entry {
 /// may be a link there.
 #[derive(Debug, Clone)]
 pub struct Store {
+    /// Where the directories of the algorithms are.
+    top: Option<PathBuf>,
     ingest: Option<PathBuf>,
     blobs: [Option<PathBuf>; Algorithm::ALL.len()],
     /// Where the blobs of the containerd are that runs beside this store.
@@ -128,8 +140,8 @@ impl Store {
     /// [`Error::Root`].
     pub fn open(root: &Root) -> Result<Self> {
         let [sha256, sha512] = Algorithm::ALL.map(|algorithm| root.containerd_dir(&blobs_dir(algorithm)));
-        let ingest = root.containerd_dir(&format!("{PLUGIN}/ingest"))?;
-        Ok(Self { ingest, blobs: [sha256?, sha512?], containerds: None })
+        let [top, ingest] = ["blobs", "ingest"].map(|dir| root.containerd_dir(&format!("{PLUGIN}/{dir}")));
+        Ok(Self { top: top?, ingest: ingest?, blobs: [sha256?, sha512?], containerds: None })
     }
 
     /// Opens the store of a root that nobody else writes to, to write; makes its directories, takes over what a prebake held
@@ -220,6 +232,33 @@ impl Store {
         File::open(&path).map_err(Error::io("opening", &path))
     }
 
+    /// Makes a blob's file read-only, as containerd leaves it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn protect(&self, digest: &Digest) -> Result<()> {
+        let path = self.existing(digest)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(BLOB_MODE)).map_err(Error::io("protecting", &path))
+    }
+
+    /// What lies beside the directories of the algorithms that prebake knows; containerd passes it over, or keeps blobs of
+    /// another algorithm there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn beside(&self) -> Result<Vec<PathBuf>> {
+        let Some(top) = &self.top else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(top).map_err(Error::io("listing", top))? {
+            let name = entry.map_err(Error::io("listing", top))?.file_name();
+            if !Algorithm::ALL.iter().any(|algorithm| name == algorithm.name()) {
+                found.push(top.join(name));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
     /// Hashes the file of a blob.
     ///
     /// # Errors
@@ -286,5 +325,6 @@ fn stat(meta: &fs::Metadata) -> Stat {
         size: meta.size(),
         mtime: meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec()),
         disk: root::disk_usage(meta),
+        mode: meta.mode() & 0o7777,
     }
 }

@@ -1,6 +1,7 @@
 //! Layer bytes: compression, tar streams, and what they make of a directory.
 
 mod apply;
+mod differ;
 mod dirs;
 mod inflate;
 mod pack;
@@ -17,6 +18,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 pub use apply::{Lowers, Onto};
+pub use differ::{Differences, differences};
 pub use inflate::{Block, Buffers, Gunzip, GzipError};
 pub use pack::{Compression, File, Kind, compress, tar};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};

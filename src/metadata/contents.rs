@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use super::records::{
-    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, NAME, PARENT, Path, SNAPSHOTS, V1, blobs, bolt_error, buckets, images,
-    labels, lossy, rows,
+    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, NAME, PARENT, Path, SNAPSHOTS, V1, blobs, bolt_error, images, labels,
+    lossy, rows, wrong,
 };
 use super::{BlobRow, Error, ImageRow, Labels, Result, Snapshot, codec};
-use crate::bolt::{self, Seen, Tx, View};
+use crate::bolt::{self, Item, Seen, Tx, View};
 use crate::oci::Digest;
 
-const CONTAINERS: &[u8] = b"containers";
-const LEASES: &[u8] = b"leases";
-const INGESTS: &[u8] = b"ingests";
-const SANDBOXES: &[u8] = b"sandboxes";
+pub(super) const CONTAINERS: &[u8] = b"containers";
+pub(super) const LEASES: &[u8] = b"leases";
+pub(super) const INGESTS: &[u8] = b"ingests";
+pub(super) const SANDBOXES: &[u8] = b"sandboxes";
 
 /// A container, as far as it keeps anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,20 +95,29 @@ pub fn contents(tx: &Tx<'_>, namespace: &str) -> Result<Contents> {
     all.images = sound(images(tx, namespace)?, wrong);
     all.blobs = sound(blobs(tx, namespace)?, wrong).into_iter().map(|blob| (blob.digest.clone(), blob)).collect();
     all.snapshots = sound(snapshots(tx, namespace)?, wrong);
-    let path = |kind| [V1, namespace.as_bytes(), kind];
-    all.ingests = sound(
-        rows(tx, &[V1, namespace.as_bytes(), CONTENT, INGESTS], "a plain key among the ingests", &mut ingest)?,
-        wrong,
-    );
-    all.containers = sound(rows(tx, &path(CONTAINERS), "a plain key among the containers", &mut container)?, wrong);
-    all.leases = sound(rows(tx, &path(LEASES), "a plain key among the leases", &mut lease)?, wrong);
-    all.sandboxes = sound(
-        rows(tx, &path(SANDBOXES), "a plain key among the sandboxes", &mut |id, view| {
-            Ok(Ok((lossy(id), labels(view)?)))
-        })?,
-        wrong,
-    );
+    all.ingests = sound(of_ingests(tx, namespace)?, wrong);
+    all.containers = sound(of_containers(tx, namespace)?, wrong);
+    all.leases = sound(of_leases(tx, namespace)?, wrong);
+    all.sandboxes = sound(of_sandboxes(tx, namespace)?, wrong);
     Ok(all)
+}
+
+pub(super) fn of_ingests(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<IngestRow>>> {
+    let path = [V1, namespace.as_bytes(), CONTENT, INGESTS];
+    rows(tx, &path, "a plain key among the ingests", &mut ingest)
+}
+
+pub(super) fn of_containers(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<Container>>> {
+    rows(tx, &[V1, namespace.as_bytes(), CONTAINERS], "a plain key among the containers", &mut container)
+}
+
+pub(super) fn of_leases(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<Lease>>> {
+    rows(tx, &[V1, namespace.as_bytes(), LEASES], "a plain key among the leases", &mut lease)
+}
+
+pub(super) fn of_sandboxes(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<(String, Labels)>>> {
+    let path = [V1, namespace.as_bytes(), SANDBOXES];
+    rows(tx, &path, "a plain key among the sandboxes", &mut |id, view| Ok(Ok((lossy(id), labels(view)?))))
 }
 
 /// Those that can be read; why the others cannot goes to `wrong`.
@@ -122,22 +131,34 @@ fn sound<R>(rows: Vec<Result<R>>, wrong: &mut Vec<Error>) -> Vec<R> {
 /// [`Error::Bolt`].
 pub fn snapshots(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<(Snapshot, Labels)>>> {
     let parent = [V1, namespace.as_bytes(), SNAPSHOTS];
+    let snapshotters = match tx.list(&parent) {
+        Err(bolt::Error::Invalid(what)) => return Ok(vec![Err(wrong(&parent, what))]),
+        found => found.map_err(bolt_error)?.unwrap_or_default(),
+    };
     let mut found = Vec::new();
-    for snapshotter in buckets(tx, &parent)? {
-        let path = [&parent[..], &[&snapshotter]].concat();
-        let rows = rows(tx, &path, "a plain key among the snapshots", &mut |key, view| {
-            let snapshot = Snapshot {
-                namespace: namespace.to_owned(),
-                snapshotter: lossy(&snapshotter),
-                key: lossy(key),
-                parent: text(view, PARENT)?,
-                name: text(view, NAME)?,
-            };
-            Ok(Ok((snapshot, labels(view)?)))
-        })?;
-        found.extend(rows);
+    for (snapshotter, _) in snapshotters.iter().filter(|(_, item)| *item == Item::Bucket) {
+        found.extend(snapshots_of(tx, namespace, snapshotter)?);
     }
     Ok(found)
+}
+
+/// Those of one snapshotter.
+pub(super) fn snapshots_of(
+    tx: &Tx<'_>,
+    namespace: &str,
+    snapshotter: &[u8],
+) -> Result<Vec<Result<(Snapshot, Labels)>>> {
+    let path = [V1, namespace.as_bytes(), SNAPSHOTS, snapshotter];
+    rows(tx, &path, "a plain key among the snapshots", &mut |key, view| {
+        let snapshot = Snapshot {
+            namespace: namespace.to_owned(),
+            snapshotter: lossy(snapshotter),
+            key: lossy(key),
+            parent: text(view, PARENT)?,
+            name: text(view, NAME)?,
+        };
+        Ok(Ok((snapshot, labels(view)?)))
+    })
 }
 
 fn text(view: &View<'_>, key: &[u8]) -> Result<String, bolt::Error> {

@@ -26,7 +26,8 @@ pub const CRI_PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// A snapshot's chainID (containerd `snapshots.labelSnapshotRef`).
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
-const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
+/// What the key of a label begins with that says from which repositories of a host a blob came.
+pub(crate) const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 
 /// The references from a blob to its children, as containerd names them (`images.ChildGCLabels`,
 /// `SetChildrenMappedLabels`): counted per kind, in order, absent children included.

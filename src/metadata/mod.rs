@@ -16,6 +16,7 @@ mod codec;
 mod contents;
 pub mod labels;
 mod lock;
+mod mend;
 mod records;
 mod show;
 mod snapshotter;
@@ -34,6 +35,10 @@ pub use contents::{
 pub use labels::Labels;
 use lock::Waiting;
 pub use lock::{DEFAULT_LOCK_TIMEOUT, Turn, Wait};
+pub use mend::{
+    Child, Malformed, children, drop_malformed, put_child, raise_sequence, remove_child, remove_label,
+    remove_lease_entry, remove_parent,
+};
 pub use records::{
     Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
     is_migrated, namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
@@ -41,7 +46,7 @@ pub use records::{
 
 pub use show::{Shown, show, show_key};
 pub use snapshotter::{
-    Committed, Database as SnapshotterDatabase, KIND_COMMITTED, Records as SnapshotterRecords, Snapshotter,
+    Committed, Database as SnapshotterDatabase, KIND_ACTIVE, KIND_COMMITTED, Mend, Records as SnapshotterRecords, Snapshotter,
     SnapshotterDb, Stored, snapshotters,
 };
 
@@ -178,8 +183,25 @@ impl MetaDb {
     pub fn check(&self) -> Result<Option<bolt::Report>> {
         match &self.state {
             State::Locked(storage) => Db::check(storage).map(Some).map_err(|e| self.failed(e)),
-            State::Absent | State::Open(_) => Ok(None),
+            State::Open(db) => db.verify().map(Some).map_err(|e| self.failed(e)),
+            State::Absent => Ok(None),
         }
+    }
+
+    /// Writes everything that can be read of the file anew into it, in one commit; gives how many pages and elements could not
+    /// be read.
+    ///
+    /// # Errors
+    /// [`Error::Bolt`]; the file holds what it held then.
+    pub fn rebuild(&mut self) -> Result<u64> {
+        let storage: Box<dyn Storage> = match std::mem::replace(&mut self.state, State::Absent) {
+            State::Locked(storage) => Box::new(storage),
+            State::Open(db) => db.into_storage(),
+            State::Absent => return Err(failed(&self.path, bolt::Error::Poisoned)),
+        };
+        let (db, lost) = Db::rebuild(storage).map_err(|e| self.failed(e))?;
+        self.state = State::Open(db);
+        Ok(lost)
     }
 
     /// Reads; `None` when there is no database.

@@ -404,6 +404,11 @@ pub fn put_snapshot(
     touch(tx, &path, &stored, changed, now)
 }
 
+/// The keys of a bucket and what they lead to; none where there is no bucket.
+pub(super) fn entries(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Entry>> {
+    bolt_list(tx, path)
+}
+
 pub(super) fn buckets(tx: &Tx<'_>, path: &Path<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(bolt_list(tx, path)?.into_iter().filter(|(_, item)| *item == Item::Bucket).map(|(key, _)| key).collect())
 }
@@ -412,7 +417,7 @@ pub(super) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn wrong(path: &Path<'_>, what: &'static str) -> Error {
+pub(super) fn wrong(path: &Path<'_>, what: &'static str) -> Error {
     Error::Record { path: path.iter().map(|key| lossy(key)).collect::<Vec<_>>().join("/"), what }
 }
 
@@ -420,7 +425,7 @@ fn bolt_get(tx: &Tx<'_>, path: &Path<'_>, key: &[u8]) -> Result<Option<Vec<u8>>>
     tx.get(path, key).map_err(bolt_error)
 }
 
-fn bolt_put(tx: &mut Tx<'_>, path: &Path<'_>, key: &[u8], value: &[u8]) -> Result<()> {
+pub(super) fn bolt_put(tx: &mut Tx<'_>, path: &Path<'_>, key: &[u8], value: &[u8]) -> Result<()> {
     tx.put(path, key, value).map_err(bolt_error)
 }
 

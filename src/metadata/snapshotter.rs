@@ -7,7 +7,7 @@
 //! snapshots/<id>/fs          the files (overlayfs)
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ const DIRS: &str = "snapshots";
 const V1: &[u8] = b"v1";
 const SNAPSHOTS: &[u8] = b"snapshots";
 const PARENTS: &[u8] = b"parents";
+/// Kind of a snapshot that is written to (containerd `snapshots.KindActive`).
+pub const KIND_ACTIVE: u8 = 2;
 /// Kind of a snapshot that is done (containerd `snapshots.KindCommitted`).
 pub const KIND_COMMITTED: u8 = 3;
 
@@ -42,6 +44,8 @@ pub struct Stored {
     pub size: Option<u64>,
     /// Its files and directories; only of a committed one.
     pub inodes: Option<u64>,
+    /// When it was made; `None` where containerd reads the zero time.
+    pub created: Option<DateTime<Utc>>,
 }
 
 /// What is in a snapshotter's `metadata.db`.
@@ -51,8 +55,10 @@ pub struct Records {
     pub sequence: Option<u64>,
     /// The snapshots by name.
     pub snapshots: BTreeMap<String, Stored>,
-    /// Ids of parent and child.
-    pub links: HashSet<(u64, u64)>,
+    /// Ids of parent and child, with the child's name.
+    pub links: BTreeMap<(u64, u64), String>,
+    /// Whether there is a `parents` bucket.
+    pub has_links: bool,
 }
 
 /// One snapshotter of a root.
@@ -64,6 +70,8 @@ pub struct Snapshotter {
     pub database: Result<Option<Database>>,
     /// What lies in its directory of snapshots, by name.
     pub dirs: Vec<String>,
+    /// Ids among those that are no directory, or have none for their files where the snapshotter keeps them in one.
+    pub broken: Vec<u64>,
 }
 
 impl Snapshotter {
@@ -103,22 +111,36 @@ pub fn snapshotters(root: &Root) -> Result<Vec<Snapshotter>> {
         let Some(name) = plugin.strip_prefix(PLUGINS) else { continue };
         let name = name.to_owned();
         found.push(match look(root, &plugin) {
-            Ok((database, dirs)) => Snapshotter { name, database, dirs },
-            Err(error) => Snapshotter { name, database: Err(error), dirs: Vec::new() },
+            Ok((database, dirs, broken)) => Snapshotter { name, database, dirs, broken },
+            Err(error) => Snapshotter { name, database: Err(error), dirs: Vec::new(), broken: Vec::new() },
         });
     }
     Ok(found)
 }
 
-type Looked = (Result<Option<Database>>, Vec<String>);
+type Looked = (Result<Option<Database>>, Vec<String>, Vec<u64>);
+
+/// The snapshotter that keeps a snapshot's files in a directory of their own, and the name of that.
+const WITH_FILES: (&str, &str) = ("overlayfs", "fs");
 
 fn look(root: &Root, plugin: &str) -> Result<Looked> {
-    let Some(dir) = root.containerd_dir(plugin)? else { return Ok((Ok(None), Vec::new())) };
-    let dirs = match root.containerd_dir(&format!("{plugin}/{DIRS}"))? {
-        Some(dirs) => names(&dirs)?,
-        None => Vec::new(),
+    let Some(dir) = root.containerd_dir(plugin)? else {
+        return Ok((Ok(None), Vec::new(), Vec::new()));
     };
-    Ok((read(&dir.join(FILE)), dirs))
+    let (mut all, mut broken) = (Vec::new(), Vec::new());
+    if let Some(dirs) = root.containerd_dir(&format!("{plugin}/{DIRS}"))? {
+        all = names(&dirs)?;
+        for id in all.iter().filter_map(|name| name.parse::<u64>().ok()) {
+            let mut files = dirs.join(id.to_string());
+            if plugin.strip_prefix(PLUGINS) == Some(WITH_FILES.0) {
+                files.push(WITH_FILES.1);
+            }
+            if !fs::symlink_metadata(files).is_ok_and(|meta| meta.is_dir()) {
+                broken.push(id);
+            }
+        }
+    }
+    Ok((read(&dir.join(FILE)), all, broken))
 }
 
 fn names(dir: &Path) -> Result<Vec<String>> {
@@ -175,6 +197,7 @@ fn records(tx: &Tx<'_>) -> Result<Option<Records>, bolt::Error> {
                     parent: String::from_utf8_lossy(&parent).into_owned(),
                     size: number(b"size")?,
                     inodes: number(b"inodes")?,
+                    created: snapshot.get(b"createdat")?.and_then(|time| codec::parse_time(&time)),
                 };
                 records.snapshots.insert(String::from_utf8_lossy(name).into_owned(), stored);
                 Ok(())
@@ -182,8 +205,11 @@ fn records(tx: &Tx<'_>) -> Result<Option<Records>, bolt::Error> {
         })?;
         v1.bucket(PARENTS, &mut |parents| {
             let Some(parents) = parents else { return Ok(()) };
-            parents.each(&mut |key, _| {
-                records.links.extend(codec::parse_link(key));
+            records.has_links = true;
+            parents.each(&mut |key, seen| {
+                if let (Some(link), Seen::Value(name)) = (codec::parse_link(key), seen) {
+                    records.links.insert(link, String::from_utf8_lossy(name).into_owned());
+                }
                 Ok(())
             })
         })?;
@@ -269,6 +295,49 @@ impl SnapshotterDb {
         written.map(drop).map_err(|e| failed(&self.path, e))
     }
 
+    /// Opens a database however damaged, with everything in it that can be read.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when a process uses it; [`Error::Bolt`] when it cannot be written.
+    pub fn rebuild(dir: &Path) -> Result<(Self, u64)> {
+        let path = dir.join(FILE);
+        let Some(storage) = open(&path, Lock::Exclusive)? else { return Ok((Self::open(dir)?, 0)) };
+        let (db, lost) = Db::rebuild(Box::new(storage)).map_err(|e| failed(&path, e))?;
+        Ok((Self { path, db }, lost))
+    }
+
+    /// Puts records right, in one commit.
+    ///
+    /// # Errors
+    /// [`Error::Bolt`].
+    pub fn mend(&mut self, mend: &Mend) -> Result<()> {
+        let mended = self.db.begin().and_then(|mut tx| {
+            for bucket in [SNAPSHOTS, PARENTS] {
+                if tx.list(&[V1, bucket]).is_err() {
+                    tx.delete(&[V1], bucket)?;
+                }
+                if tx.sequence(&[V1, bucket])?.is_none() {
+                    tx.create_bucket(&[V1, bucket])?;
+                }
+            }
+            mend.drop.iter().try_for_each(|name| tx.delete(&[V1, SNAPSHOTS], name.as_bytes()).map(drop))?;
+            for (name, stored) in &mend.put {
+                rewrite(&mut tx, name, stored)?;
+            }
+            if let Some(links) = &mend.links {
+                tx.delete(&[V1], PARENTS)?;
+                tx.create_bucket(&[V1, PARENTS])?;
+                for ((parent, child), name) in links {
+                    tx.put(&[V1, PARENTS], &codec::link(*parent, *child), name.as_bytes())?;
+                }
+            }
+            let sequence = tx.sequence(&[V1, SNAPSHOTS])?.unwrap_or(0).max(mend.sequence);
+            tx.set_sequence(&[V1, SNAPSHOTS], sequence)?;
+            tx.commit()
+        });
+        mended.map(drop).map_err(|e| failed(&self.path, e))
+    }
+
     /// Removes the records of snapshots by their names, in one commit; ids that were given out stay so.
     ///
     /// # Errors
@@ -281,6 +350,55 @@ impl SnapshotterDb {
         });
         removed.map(drop).map_err(|e| failed(&self.path, e))
     }
+}
+
+/// What is to be put right.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mend {
+    /// Records as they are to be, by name; labels and times that are there stay.
+    pub put: BTreeMap<String, Stored>,
+    /// Names of records that go.
+    pub drop: Vec<String>,
+    /// All links, when some are wrong: ids of parent and child, with the child's name.
+    pub links: Option<BTreeMap<(u64, u64), String>>,
+    /// The last id ever given out, at least.
+    pub sequence: u64,
+}
+
+impl Mend {
+    /// Whether there is nothing to be done to a database with this sequence.
+    pub fn is_empty(&self, sequence: Option<u64>) -> bool {
+        self.put.is_empty()
+            && self.drop.is_empty()
+            && self.links.is_none()
+            && sequence.is_some_and(|sequence| sequence >= self.sequence)
+    }
+}
+
+fn rewrite(tx: &mut Tx<'_>, name: &str, stored: &Stored) -> Result<(), bolt::Error> {
+    let path = [V1, SNAPSHOTS, name.as_bytes()];
+    if tx.list(&path).is_err() {
+        tx.delete(&path[..2], name.as_bytes())?;
+    }
+    let signed = |n: u64| codec::varint(i64::try_from(n).unwrap_or(i64::MAX));
+    let mut values = vec![(&b"id"[..], codec::uvarint(stored.id.unwrap_or(0))), (b"kind", vec![stored.kind.unwrap_or(KIND_COMMITTED)])];
+    values.extend(stored.inodes.map(|inodes| (&b"inodes"[..], signed(inodes))));
+    values.extend(stored.size.map(|size| (&b"size"[..], signed(size))));
+    if let Some(created) = stored.created {
+        values.extend([(&b"createdat"[..], codec::time(created)), (b"updatedat", codec::time(created))]);
+    }
+    if stored.parent.is_empty() {
+        tx.delete(&path, b"parent")?;
+    } else {
+        values.push((b"parent", stored.parent.as_bytes().to_vec()));
+    }
+    for (key, value) in values {
+        if tx.list(&[&path[..], &[key]].concat()).is_ok_and(|bucket| bucket.is_some()) {
+            tx.delete(&path, key)?;
+        }
+        tx.put(&path, key, &value)?;
+    }
+    Ok(())
 }
 
 fn take(tx: &mut Tx<'_>, name: &str, records: &Records) -> Result<(), bolt::Error> {

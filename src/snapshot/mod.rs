@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use chrono::{DateTime, Utc};
 pub use fitness::Unfit;
 pub use remove::{Removal, WITH_DIRS, disk_usage};
+use rustix::fs::{CWD, RenameFlags};
 
 use crate::layer::{self, Usage};
 use crate::metadata::{self, Committed, KIND_COMMITTED, Labels, SnapshotterDb, SnapshotterRecords};
@@ -86,6 +87,9 @@ pub struct Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| !meta.is_dir()) {
+            let _ = fs::remove_file(&self.path);
+        }
         // Published, it is no longer there. A leftover is removed by the next run.
         let _ = layer::remove_dir(&self.path);
     }
@@ -116,6 +120,42 @@ impl Staged {
 pub struct Dirs(PathBuf);
 
 impl Dirs {
+    /// Those of a root; `None` where nothing was ever unpacked.
+    ///
+    /// # Errors
+    /// [`Error::Root`].
+    pub fn of_root(root: &Root) -> Result<Option<Self>> {
+        Ok(root.containerd_dir(DIRS)?.map(Self))
+    }
+
+    /// Puts a staged layer in the place of a snapshot's directory, or where that should be. Everything in it is durable
+    /// before: `sync` is called first. A kill leaves the old one or the new one, and the other as a leftover.
+    ///
+    /// # Errors
+    /// [`Error::Root`]; the old one is in place then.
+    pub fn replace(
+        &self,
+        id: u64,
+        mut staged: Staged,
+        created: DateTime<Utc>,
+        sync: impl FnOnce() -> Result<(), RootError>,
+    ) -> Result<()> {
+        sync()?;
+        let path = self.0.join(id.to_string());
+        for dir in [staged.path.join(WORK), staged.path.clone()] {
+            root::date(&dir, created.timestamp())?;
+        }
+        if fs::symlink_metadata(&path).is_ok() {
+            // What was there is what `staged` removes now.
+            rustix::fs::renameat_with(CWD, &staged.path, CWD, &path, RenameFlags::EXCHANGE)
+                .map_err(|errno| io("exchanging", &path)(errno.into()))?;
+        } else {
+            fs::rename(&staged.path, &path).map_err(io("naming", &path))?;
+            staged.path = PathBuf::new();
+        }
+        File::open(&self.0).and_then(|dir| dir.sync_all()).map_err(io("syncing", &self.0))
+    }
+
     /// The files of a snapshot.
     pub fn fs(&self, id: u64) -> PathBuf {
         self.0.join(id.to_string()).join(FS)

@@ -9,6 +9,7 @@ mod support;
 mod access;
 mod bake;
 mod bbolt;
+mod campaign;
 mod collect;
 mod cri;
 mod hostile;

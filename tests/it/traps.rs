@@ -68,11 +68,17 @@ fn change(db: &Path, f: impl FnOnce(&mut Tx<'_>)) {
 fn finds(severity: &str, words: &str, harm: impl FnOnce(&Path, &Path)) {
     let root = unpacked();
     harm(root.path(), &overlayfs(root.path()));
-    let run = prebake(root.path(), "check --json").expect(if severity == "error" { 6 } else { 0 });
+    let run = prebake(root.path(), "check --json");
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
     let found = report["findings"].as_array().unwrap();
+    assert_eq!(run.code, if found.iter().any(|finding| finding["severity"] == "error") { 6 } else { 0 });
+    let remedied = |f: &&Value| f["remedy"].as_str() == Some("prebake repair");
+    assert!(severity == "warning" || found.iter().any(|f| remedied(&f)), "{}", run.stdout);
     let found = found.iter().filter(|finding| finding["severity"] == severity);
-    let text = |f: &Value| format!("{}: {}", f["object"].as_str().unwrap(), f["problem"].as_str().unwrap());
+    let text = |f: &Value| {
+        let words = ["object", "problem", "consequence"].map(|key| f[key].as_str().unwrap());
+        format!("{}: {}; {}", words[0], words[1], words[2])
+    };
     let texts: Vec<String> = found.map(text).collect();
     assert!(texts.iter().any(|text| text.contains(words)), "{words:?} is not in {texts:#?}, {}", run.stdout);
 }

@@ -2,7 +2,9 @@
 
 pub mod bolt_script;
 pub mod content;
+pub mod campaign;
 pub mod crash;
+pub mod damage;
 pub mod prebake;
 pub mod registry;
 pub mod rng;

@@ -1,0 +1,159 @@
+//! `repair` and `check --would-start` as commands: what they say, and their exit codes.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::content::{app, build, demo};
+use crate::support::prebake::{blobs, blobs_dir, meta_db, prebake};
+use crate::support::registry::TestRegistry;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn baked(registry: &TestRegistry, flags: &str) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let image = registry.reference("demo/zstd:1.0");
+    prebake(root.path(), &format!("bake --platform linux/amd64 {flags} {image}")).expect(0);
+    root
+}
+
+fn harm_a_layer(root: &Path) -> String {
+    let (hex, _) = blobs(root).into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap();
+    fs::remove_file(blobs_dir(root).join(&hex)).unwrap();
+    format!("sha256:{hex}")
+}
+
+#[test]
+fn what_is_missing_comes_from_the_registry() {
+    let registry = TestRegistry::start(demo());
+    let root = baked(&registry, "");
+    let run = prebake(root.path(), "repair").expect(0);
+    assert!(run.stdout.contains("sound: nothing to be mended"), "{run:?}");
+    let layer = harm_a_layer(root.path());
+    registry.asked();
+    let run = prebake(root.path(), "repair --dry-run").expect(6);
+    assert!(run.stdout.contains(&format!("{layer}: to be fetched from {}", registry.name())), "{run:?}");
+    assert!(registry.asked().is_empty() && !blobs(root.path()).contains_key(&layer[7..]));
+    let run = prebake(root.path(), "repair").expect(0);
+    assert!(run.stdout.contains(&format!("{layer}: fetched again")) && run.stdout.contains("sound: 1 things"), "{run:?}");
+    // By its digest, and nothing else.
+    let asked = registry.asked();
+    assert!(asked.iter().all(|line| line.ends_with(&layer) || line == "GET /v2/"), "{asked:#?}");
+    prebake(root.path(), "check").expect(0);
+}
+
+#[test]
+fn what_nobody_has_remains() {
+    let registry = TestRegistry::start(demo());
+    let root = baked(&registry, "");
+    let layer = harm_a_layer(root.path());
+    drop(registry);
+    let run = prebake(root.path(), "repair --tries 1 --json").expect(6);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(report["failed"][0]["object"].as_str().unwrap().contains(&layer), "{report:#}");
+    let remaining = report["remaining"].as_array().unwrap();
+    let found = remaining.iter().find(|finding| finding["object"].as_str().unwrap().contains(&layer)).unwrap();
+    assert!(["problem", "consequence", "remedy"].iter().all(|key| found[key].is_string()), "{found:#}");
+}
+
+#[test]
+fn another_root_and_a_layout_have_blobs_too() {
+    let registry = TestRegistry::start(demo());
+    let (root, other) = (baked(&registry, ""), baked(&registry, ""));
+    drop(registry);
+    let layout = tempfile::tempdir().unwrap();
+    fs::create_dir(layout.path().join("blobs")).unwrap();
+    let copied = layout.path().join("blobs/sha256");
+    fs::create_dir(&copied).unwrap();
+    for (hex, bytes) in blobs(other.path()) {
+        fs::write(copied.join(hex), bytes).unwrap();
+    }
+    let dirs = [other.path().to_owned(), other.path().join("var/lib/containerd"), layout.path().to_owned()];
+    for dir in &dirs {
+        let layer = harm_a_layer(root.path());
+        let run = prebake(root.path(), &format!("repair --from {}", dir.display())).expect(0);
+        assert!(run.stdout.contains(&format!("{layer}: fetched again")), "{run:?}");
+    }
+    // Every byte is verified.
+    let layer = harm_a_layer(root.path());
+    fs::write(copied.join(&layer[7..]), "something else").unwrap();
+    let run = prebake(root.path(), &format!("repair --from {}", layout.path().display())).expect(6);
+    assert!(run.stderr.contains("have the digest"), "{run:?}");
+}
+
+#[test]
+fn discarded_layers_come_back() {
+    if !is_root() {
+        return;
+    }
+    let registry = TestRegistry::start(demo());
+    let root = baked(&registry, "--unpack --discard-layers");
+    let before = blobs(root.path()).len();
+    let run = prebake(root.path(), "check --snapshots").expect(0);
+    assert!(run.stderr.contains("was discarded, and cannot be compared"), "{run:?}");
+    let start = "check --would-start 2.1 --platform linux/amd64 --snapshotter";
+    prebake(root.path(), &format!("{start} overlayfs")).expect(0);
+    let run = prebake(root.path(), &format!("{start} erofs")).expect(6);
+    assert!(run.stdout.contains("discarded: it is unpacked for overlayfs alone"), "{run:?}");
+    prebake(root.path(), "repair --restore-layers").expect(0);
+    assert_eq!(blobs(root.path()).len(), before + 4);
+    let run = prebake(root.path(), "check --snapshots").expect(0);
+    assert!(run.stdout.contains("4 snapshots compared") && !run.stderr.contains("discarded"), "{run:?}");
+    let run = prebake(root.path(), &format!("{start} erofs")).expect(0);
+    assert!(run.stdout.contains("unpacks first"), "{run:?}");
+    // They are kept: containerd's collector would leave them.
+    prebake(root.path(), "gc").expect(0);
+    assert_eq!(blobs(root.path()).len(), before + 4);
+}
+
+#[test]
+fn what_a_release_would_do() {
+    let registry = TestRegistry::start(demo());
+    let root = baked(&registry, "");
+    let start = "check --platform linux/amd64 --would-start";
+    let run = prebake(root.path(), &format!("{start} 1.6 --json")).expect(0);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(report["images"].as_array().unwrap().iter().all(|image| image["verdict"] == "unpacks"), "{report:#}");
+    let run = prebake(root.path(), "check --platform linux/s390x --would-start 2.1").expect(6);
+    assert!(run.stdout.contains("there is no manifest for linux/s390x here"), "{run:?}");
+    harm_a_layer(root.path());
+    let run = prebake(root.path(), &format!("{start} 2.1")).expect(6);
+    assert!(run.stdout.contains("which is not here"), "{run:?}");
+    fs::write(meta_db(root.path()), vec![7; 20_000]).unwrap();
+    let run = prebake(root.path(), &format!("{start} 2.1")).expect(6);
+    assert!(run.stderr.contains("containerd does not start: meta.db"), "{run:?}");
+}
+
+/// An index that calls an image another machine's than its config does; Docker's zstd layers.
+#[test]
+fn releases_differ() {
+    let mut content = app();
+    let target = crate::support::content::target(&content);
+    let index = String::from_utf8(content.blobs[&target].1.to_vec()).unwrap();
+    let other = index.replace("\"arm64\"", "\"s390x\"");
+    let other = content.add("application/vnd.oci.image.index.v1+json", other);
+    crate::support::content::tag(&mut content, "mixed", other.digest);
+    let zstd = build(
+        "[layer.l]\ncompression = \"zstd\"\nfiles = [{ path = \"f\", random = 1000 }]\n\
+         [[image]]\nname = \"app:zstd\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n",
+    );
+    let manifest = zstd.tags[&("app".to_owned(), "zstd".to_owned())].clone();
+    let text = String::from_utf8(zstd.blobs[&manifest].1.to_vec()).unwrap();
+    let text = text
+        .replace("application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.docker.image.rootfs.diff.tar.zstd")
+        .replace("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+        .replace("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json");
+    content.blobs.extend(zstd.blobs);
+    let docker = content.add("application/vnd.docker.distribution.manifest.v2+json", text);
+    crate::support::content::tag(&mut content, "docker", docker.digest);
+    let registry = TestRegistry::start(content);
+    let root = tempfile::tempdir().unwrap();
+    prebake(root.path(), &format!("bake --platform linux/amd64 {}", registry.reference("app:docker"))).expect(0);
+    let start = "check --platform linux/amd64 --would-start";
+    let run = prebake(root.path(), &format!("{start} 1.7")).expect(6);
+    assert!(run.stdout.contains("cannot unpack Docker's zstd layers"), "{run:?}");
+    prebake(root.path(), &format!("{start} 2.0")).expect(0);
+}
