@@ -74,9 +74,9 @@ fn touch(tx: &mut super::Tx<'_>) -> Result<()> {
 /// The places where a meta page may begin.
 fn heads(storage: &dyn Storage) -> Result<Vec<(u64, [u8; 80])>> {
     let len = storage.len().map_err(Error::io("measuring"))?;
-    let sizes = (10..=16).map(|bits| 1_u64 << bits);
+    let sizes = (10..=16).map(|bits| 1_usize << bits).filter(|size| PAGE_SIZES.contains(size));
     let mut found = Vec::new();
-    for at in std::iter::once(0).chain(sizes.filter(|size| PAGE_SIZES.contains(&(*size as usize)))) {
+    for at in std::iter::once(0).chain(sizes.map(|size| size as u64)) {
         let mut head = [0; 80];
         if at + head.len() as u64 <= len {
             storage.read_at(&mut head, at).map_err(Error::io("reading"))?;

@@ -39,7 +39,6 @@ pub(super) struct Differing {
     pub(super) place: Place,
     pub(super) how: Differences,
     pub(super) staged: Staged,
-    pub(super) usage: Usage,
 }
 
 /// What a comparison came to.
@@ -157,9 +156,9 @@ impl<'s> Again<'s> {
     }
 
     /// Unpacks the layer of a snapshot, and says how what is there differs from it.
-    fn compare(&self, place: &Place) -> layer::Result<(Staged, Usage, Differences)> {
+    fn compare(&self, place: &Place) -> layer::Result<(Staged, Differences)> {
         let time = place.stored.created.unwrap_or_default();
-        let (staged, usage) = self.stage(&place.layer, &place.below, time.timestamp())?;
+        let (staged, _) = self.stage(&place.layer, &place.below, time.timestamp())?;
         // prebake dates what no layer has a time for, in whole seconds, and says so in the record; containerd does not.
         let any = (time.timestamp_subsec_nanos() != 0).then(|| time.timestamp());
         let mut how = Differences::default();
@@ -170,7 +169,7 @@ impl<'s> Again<'s> {
                 how.shown.push("has no files at all".to_owned());
             }
         }
-        Ok((staged, usage, how))
+        Ok((staged, how))
     }
 }
 
@@ -205,20 +204,20 @@ pub(super) fn some(
     let mut done = 0;
     for place in places {
         done += place.layer.descriptor.size;
-        if !state.files.contains_key(&place.layer.descriptor.digest) {
-            compared.discarded.push(place);
-        } else {
+        if state.files.contains_key(&place.layer.descriptor.digest) {
             match again.compare(&place) {
-                Ok((_, _, how)) if how.count == 0 => compared.same += 1,
-                Ok((staged, usage, how)) => {
+                Ok((_, how)) if how.count == 0 => compared.same += 1,
+                Ok((staged, how)) => {
                     again.instead.insert(place.id, staged.fs_path());
-                    compared.differing.push(Differing { place, how, staged, usage });
+                    compared.differing.push(Differing { place, how, staged });
                 }
                 Err(layer::Error::Io(source)) => {
                     return Err(RootError::new("comparing", &again.dirs.fs(place.id), source).into());
                 }
                 Err(error) => compared.failed.push((place, chain(&error))),
             }
+        } else {
+            compared.discarded.push(place);
         }
         progress(done, total);
     }

@@ -130,7 +130,7 @@ impl Way {
                     return Ok(format!("moved out of the way, to var/lib/prebake/{name}"));
                 }
                 let dir = root.make_state_dir()?;
-                let free = (1..).map(|n| dir.join(format!("{name}-{n}"))).find(|path| fs::symlink_metadata(path).is_err());
+                let free = (1..=u16::MAX).map(|n| dir.join(format!("{name}-{n}"))).find(|path| fs::symlink_metadata(path).is_err());
                 let to = free.unwrap_or_else(|| dir.join(&name));
                 fs::rename(&self.path, &to).map_err(error)?;
                 Ok(format!("moved out of the way, to {}", to.display()))

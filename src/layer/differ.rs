@@ -47,8 +47,7 @@ impl Differences {
 /// The system's.
 pub fn differences(made: &OwnedFd, found: &OwnedFd, any: Option<i64>) -> io::Result<Differences> {
     let mut compare = Compare { any, links: [HashMap::new(), HashMap::new()], all: Differences::default() };
-    let root = [made, found].map(|dir| rustix::fs::fstat(dir));
-    let [left, right] = root;
+    let [left, right] = [made, found].map(rustix::fs::fstat);
     compare.node(&[], [made, found], b".", [left?, right?])?;
     // Paths, because a deep tree would take as many open directories.
     let mut todo: Vec<Vec<u8>> = vec![Vec::new()];
@@ -100,7 +99,7 @@ fn word(kind: FileType) -> &'static str {
         FileType::BlockDevice => "block device",
         FileType::Fifo => "pipe",
         FileType::Socket => "socket",
-        _ => "something else",
+        FileType::Unknown => "something else",
     }
 }
 
@@ -165,10 +164,12 @@ impl Compare {
                 self.all.add(path, || format!("has {} bytes, and should have {}", found.st_size, made.st_size));
             }
             // Another name of it was compared.
-            FileType::RegularFile if made_first == path && made.st_size > 0 => {
-                if !same_contents(open(dirs[0], name)?, open(dirs[1], name)?)? {
-                    self.all.add(path, || "has other contents than in its layer".to_owned());
-                }
+            FileType::RegularFile
+                if made_first == path
+                    && made.st_size > 0
+                    && !same_contents(open(dirs[0], name)?, open(dirs[1], name)?)? =>
+            {
+                self.all.add(path, || "has other contents than in its layer".to_owned());
             }
             _ => {}
         }
@@ -224,6 +225,8 @@ mod tests {
 
     use super::*;
 
+    type Harm = fn(&std::path::Path);
+
     fn tree() -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("a folder");
         let at = |name: &str| dir.path().join(name);
@@ -232,7 +235,7 @@ mod tests {
         fs::hard_link(at("d/f"), at("d/g")).expect("linked");
         symlink("f", at("d/s")).expect("linked");
         for name in ["d/s", "d/f", "d", "."] {
-            crate::layer::differ::tests::date(&at(name));
+            date(&at(name));
         }
         dir
     }
@@ -249,7 +252,6 @@ mod tests {
         let open = |dir: &tempfile::TempDir| OwnedFd::from(File::open(dir.path()).expect("opened"));
         let look = |found: &tempfile::TempDir| differences(&open(&made), &open(found), None).expect("compared");
         assert_eq!(look(&tree()), Differences::default());
-        type Harm = fn(&std::path::Path);
         let harms: [(&str, Harm); 6] = [
             ("has the mode", |dir| {
                 fs::set_permissions(dir.join("d/f"), fs::Permissions::from_mode(0o600)).expect("set");

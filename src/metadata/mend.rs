@@ -113,7 +113,7 @@ pub fn drop_malformed(tx: &mut Tx<'_>) -> Result<Vec<Malformed>> {
     let mut dropped = Vec::new();
     for namespace in namespaces(tx)? {
         let ns = namespace.as_bytes();
-        let kinds: [(&[&[u8]], Vec<Result<()>>); 6] = [
+        let kinds: [Rows<'_>; 6] = [
             (&[IMAGES], unit(images(tx, &namespace)?)),
             (&[CONTENT, BLOB], unit(blobs(tx, &namespace)?)),
             (&[CONTENT, INGESTS], unit(of_ingests(tx, &namespace)?)),
@@ -139,6 +139,9 @@ pub fn drop_malformed(tx: &mut Tx<'_>) -> Result<Vec<Malformed>> {
     }
     Ok(dropped)
 }
+
+/// Where records are, and which of them, in the order of their keys, can be read.
+type Rows<'k> = (&'k [&'k [u8]], Vec<Result<()>>);
 
 fn unit<R>(rows: Vec<Result<R>>) -> Vec<Result<()>> {
     rows.into_iter().map(|row| row.map(drop)).collect()

@@ -65,7 +65,7 @@ fn every_damage_is_found_and_mended() {
         prebake(&root, &format!("bake --platform linux/amd64 {flags} {images}")).expect(0);
         bases.push(Base { root, made });
     }
-    let tally = run(&bases, dir.path(), wanted(DAMAGES), &|_, _| Ok(()));
+    let tally = run(&bases, dir.path(), 2, wanted(DAMAGES), &|_, _| Ok(()));
     eprintln!("{} damages found and mended, {} not", tally.damages - tally.failures.len(), tally.failures.len());
     assert!(tally.failures.is_empty(), "{} failures:\n{}", tally.failures.len(), tally.failures.join("\n\n"));
 }

@@ -157,3 +157,77 @@ fn releases_differ() {
     assert!(run.stdout.contains("cannot unpack Docker's zstd layers"), "{run:?}");
     prebake(root.path(), &format!("{start} 2.0")).expect(0);
 }
+
+/// Everything in a root: kind, mode, time and bytes.
+fn everything(root: &Path) -> std::collections::BTreeMap<std::path::PathBuf, String> {
+    use std::os::unix::fs::MetadataExt;
+    let mut all = std::collections::BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            let bytes = if meta.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+            let digest = prebake::oci::Digest::of(&bytes);
+            all.insert(path.clone(), format!("{:o} {} {digest}", meta.mode(), meta.uid()));
+            if meta.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn only_told_of_nothing_changes() {
+    if !is_root() {
+        return;
+    }
+    let registry = TestRegistry::start(demo());
+    let root = baked(&registry, "--unpack");
+    let sound = everything(root.path());
+    prebake(root.path(), "check --snapshots").expect(0);
+    prebake(root.path(), "repair --snapshots").expect(0);
+    assert_eq!(everything(root.path()), sound, "what is sound is left alone");
+    harm_a_layer(root.path());
+    let snapshots = root.path().join("var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots");
+    fs::write(snapshots.join("2/fs/bin/hello"), "x").unwrap();
+    fs::remove_dir_all(snapshots.join("1")).unwrap();
+    fs::create_dir(snapshots.join("99")).unwrap();
+    let harmed = everything(root.path());
+    prebake(root.path(), "repair --snapshots --dry-run").expect(6);
+    assert_eq!(everything(root.path()), harmed);
+}
+
+/// A kill at any moment leaves what the next repair goes on with.
+#[test]
+fn killed_it_goes_on() {
+    if !is_root() {
+        return;
+    }
+    let registry = TestRegistry::start(demo());
+    let base = baked(&registry, "--unpack");
+    let dir = tempfile::tempdir().unwrap();
+    let mut killed = 0;
+    for turn in 0..10_u64 {
+        let root = dir.path().join(turn.to_string());
+        crate::support::campaign::copy(base.path(), &root);
+        harm_a_layer(&root);
+        let overlayfs = root.join("var/lib/containerd/io.containerd.snapshotter.v1.overlayfs");
+        fs::write(overlayfs.join("snapshots/2/fs/bin/hello"), "x").unwrap();
+        fs::remove_dir_all(overlayfs.join("snapshots/3")).unwrap();
+        if turn % 2 == 0 {
+            fs::remove_file(overlayfs.join("metadata.db")).unwrap();
+        } else {
+            let bytes = fs::read(meta_db(&root)).unwrap();
+            fs::write(meta_db(&root), &bytes[..bytes.len() / 2]).unwrap();
+        }
+        let mut child = crate::support::prebake::start(&root, "repair --snapshots");
+        std::thread::sleep(std::time::Duration::from_millis(20 + turn * 25));
+        let _ = child.kill();
+        killed += usize::from(!child.wait().unwrap().success());
+        prebake(&root, "repair --snapshots").expect(0);
+        prebake(&root, "check --snapshots").expect(0);
+    }
+    assert!(killed >= 3, "{killed} of 10 were killed before their end");
+}

@@ -1,6 +1,7 @@
 //! What would make containerd fail, recognised: each malformation of a snapshotter's state and of the records beside it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -31,6 +32,9 @@ fn unpacked() -> tempfile::TempDir {
     for id in ["1", "2"] {
         fs::create_dir_all(overlayfs(root.path()).join("snapshots").join(id).join("fs")).unwrap();
     }
+    for dir in ["", "snapshots"] {
+        fs::set_permissions(overlayfs(root.path()).join(dir), fs::Permissions::from_mode(0o700)).unwrap();
+    }
     let file = FileStorage::create(&overlayfs(root.path()).join("metadata.db"), 0o600).unwrap();
     drop(Db::create(Box::new(file), FreelistForm::Persisted).unwrap());
     change(&overlayfs(root.path()).join("metadata.db"), |tx| {
@@ -51,6 +55,9 @@ fn unpacked() -> tempfile::TempDir {
             tx.put(&path, b"name", name.as_bytes()).unwrap();
             tx.put(&path, b"parent", parent.as_bytes()).unwrap();
         }
+        let owner: [&[u8]; 4] = [b"v1", b"k8s.io", b"snapshots", b"overlayfs"];
+        tx.put(&[&owner[..], &[b"a", b"children"]].concat(), b"b", b"").unwrap();
+        tx.set_sequence(&owner, 4).unwrap();
     });
     prebake(root.path(), "check").expect(0);
     root

@@ -117,8 +117,15 @@ pub struct Tally {
     pub failures: Vec<String>,
 }
 
-/// Does damages to copies of roots in `work`, and hands each mended root to `judge`.
-pub fn run(bases: &[Base], work: &Path, wanted: usize, judge: &(dyn Fn(&Base, &Path) -> Result<(), String> + Sync)) -> Tally {
+/// Does damages to copies of roots in `work`, and hands each mended root to `judge`. Only one thread, if that starts processes:
+/// those have locks of the others for a moment.
+pub fn run(
+    bases: &[Base],
+    work: &Path,
+    threads: usize,
+    wanted: usize,
+    judge: &(dyn Fn(&Base, &Path) -> Result<(), String> + Sync),
+) -> Tally {
     ::prebake::install_tls();
     let sound: Vec<_> = bases
         .iter()
@@ -145,7 +152,7 @@ pub fn run(bases: &[Base], work: &Path, wanted: usize, judge: &(dyn Fn(&Base, &P
     let todo = Mutex::new(order.filter(|n| only.as_ref().is_none_or(|only| cases[*n].1.name == only)));
     let tally = Mutex::new(Tally::default());
     std::thread::scope(|scope| {
-        for thread in 0..2 {
+        for thread in 0..threads {
             let (todo, tally, cases, sound) = (&todo, &tally, &cases, &sound);
             scope.spawn(move || {
                 loop {

@@ -25,6 +25,7 @@ pub enum Made {
     /// By prebake, unpacked, its layers discarded.
     Discarded,
     /// By containerd, pulled.
+    #[allow(dead_code, reason = "only interop has a containerd")]
     Pulled,
 }
 
@@ -203,6 +204,7 @@ impl Root<'_> {
     }
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "what every damage gives")]
 fn say(what: impl std::fmt::Display) -> Option<String> {
     Some(what.to_string())
 }
@@ -284,7 +286,7 @@ fn reachable_leaf(db: &Path, rng: &mut Rng) -> Option<usize> {
     (!used.is_empty()).then(|| used[rng.below(used.len())])
 }
 
-fn image_path<'n>(name: &'n [u8]) -> [&'n [u8]; 4] {
+fn image_path(name: &[u8]) -> [&[u8]; 4] {
     [V1, K8S, b"images", name]
 }
 
@@ -312,7 +314,7 @@ fn db_page(root: &Root<'_>, rng: &mut Rng, meta: bool, edit: impl FnOnce(&mut [u
     say(format!("{} page {page}", path.display()))
 }
 
-fn snapshot_path<'n>(key: &'n [u8]) -> [&'n [u8]; 5] {
+fn snapshot_path(key: &[u8]) -> [&[u8]; 5] {
     [V1, K8S, b"snapshots", b"overlayfs", key]
 }
 

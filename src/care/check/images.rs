@@ -79,6 +79,9 @@ fn held_snapshots(space: &Space) -> HashSet<(&str, &str)> {
     held
 }
 
+/// What becomes of an image that lacks a document.
+const SKIPPED: &str = "CRI does not list the image, and nothing runs from it";
+
 struct Image<'a> {
     space: &'a Space,
     state: &'a State,
@@ -126,7 +129,6 @@ impl Image<'_> {
             problems.push((Severity::Error, problem, consequence));
         };
         let recorded = |digest: &Digest| self.space.recorded(digest);
-        const SKIPPED: &str = "CRI does not list the image, and nothing runs from it";
         if !recorded(target) {
             error(problems, format!("its target {target} has no record"), SKIPPED);
         }
@@ -155,7 +157,8 @@ impl Image<'_> {
                 let layer = media_type::is_layer(&child.media_type);
                 if recorded(&child.digest) {
                     // Layers that are discarded after unpacking are not to be kept.
-                    if !(layer && is_unpacked) && !held.contains(child.digest.as_str()) {
+                    let discarded = layer && is_unpacked;
+                    if !discarded && !held.contains(child.digest.as_str()) {
                         error(
                             problems,
                             format!("nothing keeps {} from garbage collection", child.digest),

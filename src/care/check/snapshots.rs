@@ -25,7 +25,9 @@ pub(super) fn findings(state: &State, readable: bool, found: &mut Findings) {
         let own = known.remove(snapshotter.name.as_str()).unwrap_or_default();
         Look { snapshotter, found: &mut *found }.all(readable.then_some(&own));
     }
-    known.into_iter().for_each(|(name, rows)| elsewhere(name, rows.len(), found));
+    for (name, rows) in known {
+        elsewhere(name, rows.len(), found);
+    }
 }
 
 /// Snapshots of a snapshotter that has nothing in this root.

@@ -260,7 +260,7 @@ fn gone(state: &State) -> (Vec<Gone>, Vec<(Snapshot, String)>) {
             .map(|row| (row.key.as_str(), row))
             .collect();
         let mut seen = BTreeSet::new();
-        let chains = chains(space, state).1;
+        let chains = chains(space, state).all;
         let mut times = Times::new(None);
         for (chain, created) in &chains {
             times.add(created.as_deref(), chain.iter().map(|layer| &layer.chain));

@@ -24,9 +24,18 @@ use crate::snapshot::{OVERLAYFS, WITH_DIRS};
 /// How far apart the numbers in the names of two snapshots are, as containerd takes them.
 const NUMBERS: u64 = 2;
 
-/// The chains of all images of a namespace: each layer's key, and that of the one below it.
-pub(super) fn chains(space: &Space, state: &State) -> (BTreeMap<String, String>, Vec<(Vec<anatomy::Layer>, Option<String>)>) {
-    let (mut parents, mut all) = (BTreeMap::new(), Vec::new());
+/// The chains of all images of a namespace.
+#[derive(Default)]
+pub(super) struct Chains {
+    /// Each layer's key, and that of the one below it.
+    pub(super) below: BTreeMap<String, String>,
+    /// Each image's layers, the lowest first, and when it was made.
+    pub(super) all: Vec<(Vec<anatomy::Layer>, Option<String>)>,
+}
+
+/// The chains of all images of a namespace.
+pub(super) fn chains(space: &Space, state: &State) -> Chains {
+    let Chains { below: mut parents, mut all } = Chains::default();
     let mut targets = HashSet::new();
     for row in space.all.images.iter().filter(|row| targets.insert(&row.target.digest)) {
         let anatomy = Anatomy::new(&state.store, &row.target, &|digest| space.recorded(digest));
@@ -40,7 +49,7 @@ pub(super) fn chains(space: &Space, state: &State) -> (BTreeMap<String, String>,
             all.push((layers, body.config.as_ref().and_then(|config| config.created.clone())));
         }
     }
-    (parents, all)
+    Chains { below: parents, all }
 }
 
 /// Namespace and key in a snapshot's name.
@@ -211,7 +220,7 @@ impl Planner<'_> {
     /// The rows of a namespace as they are to be.
     fn rows(&self, space: &Space, plan: &mut Plan) {
         let namespace = space.name();
-        let (below, _) = chains(space, self.state);
+        let below = chains(space, self.state).below;
         let own: Vec<&Snapshot> =
             space.all.snapshots.iter().map(|(row, _)| row).filter(|row| row.snapshotter == self.snapshotter.name).collect();
         let mut free: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -235,7 +244,7 @@ impl Planner<'_> {
             if !(is_there && (fits || !shared)) {
                 let known = free.get(row.key.as_str()).and_then(|names| names.last());
                 match known {
-                    Some(name) => right.name = (*name).to_owned(),
+                    Some(name) => (*name).clone_into(&mut right.name),
                     None if fits => {}
                     None => {
                         highest += NUMBERS;
