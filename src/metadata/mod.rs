@@ -46,8 +46,8 @@ pub use records::{
 
 pub use show::{Shown, show, show_key};
 pub use snapshotter::{
-    Committed, Database as SnapshotterDatabase, KIND_ACTIVE, KIND_COMMITTED, Mend, Records as SnapshotterRecords, Snapshotter,
-    SnapshotterDb, Stored, snapshotters,
+    Committed, Database as SnapshotterDatabase, KIND_ACTIVE, KIND_COMMITTED, Mend, Records as SnapshotterRecords,
+    Snapshotter, SnapshotterDb, Stored, snapshotters,
 };
 
 pub use crate::bolt::Tx;

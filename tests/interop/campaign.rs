@@ -54,8 +54,11 @@ fn accepted(base: &Base, root: &Path, image: &str, images: usize) -> Result<(), 
 fn containerd_accepts_what_was_mended() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::start(dir.path());
-    let images: Vec<String> =
-        registry.push(&demo()).into_iter().filter(|name| name.contains("/hello:") || name.contains("/plain:")).collect();
+    let images: Vec<String> = registry
+        .push(&demo())
+        .into_iter()
+        .filter(|name| name.contains("/hello:") || name.contains("/plain:"))
+        .collect();
     let hello = images.iter().find(|name| name.contains("/hello:")).unwrap();
     let mut bases = Vec::new();
     let pulled = dir.path().join("Pulled");

@@ -38,7 +38,10 @@ fn what_is_missing_comes_from_the_registry() {
     assert!(run.stdout.contains(&format!("{layer}: to be fetched from {}", registry.name())), "{run:?}");
     assert!(registry.asked().is_empty() && !blobs(root.path()).contains_key(&layer[7..]));
     let run = prebake(root.path(), "repair").expect(0);
-    assert!(run.stdout.contains(&format!("{layer}: fetched again")) && run.stdout.contains("sound: 1 things"), "{run:?}");
+    assert!(
+        run.stdout.contains(&format!("{layer}: fetched again")) && run.stdout.contains("sound: 1 things"),
+        "{run:?}"
+    );
     // By its digest, and nothing else.
     let asked = registry.asked();
     assert!(asked.iter().all(|line| line.ends_with(&layer) || line == "GET /v2/"), "{asked:#?}");

@@ -60,7 +60,8 @@ impl Needs {
                             && !space.recorded(&blob.digest)
                             && !space.keeps(&body.digest, &blob.digest);
                         // Whether its layers are needed, the config tells, once it is here.
-                        let unknown = body.lacks_config() && !space.recorded(&blob.digest) && *blob != body.manifest.config;
+                        let unknown =
+                            body.lacks_config() && !space.recorded(&blob.digest) && *blob != body.manifest.config;
                         if !whole(&blob.digest) && !discarded && !unknown {
                             needs.missing.entry(blob.digest.clone()).or_insert_with(|| blob.clone());
                         }
@@ -128,7 +129,9 @@ impl Work<'_, '_> {
                 .missing
                 .into_values()
                 .filter(|Descriptor { digest, .. }| is_open(digest))
-                .filter(|Descriptor { digest, .. }| !any_named || self.options.from.is_some() || sources.is_named(digest))
+                .filter(|Descriptor { digest, .. }| {
+                    !any_named || self.options.from.is_some() || sources.is_named(digest)
+                })
                 .map(|descriptor| sources.of(descriptor))
                 .collect();
             if wanted.is_empty() {

@@ -92,11 +92,24 @@ pub fn repair(
     let meta = match MetaDb::lock(root, lock, wait) {
         Ok(meta) => meta,
         // Only told of, what is in the way is still there.
-        Err(Error::Bolt { .. }) if options.dry_run => return Ok(RepairReport { remaining: report.found.clone(), ..report }),
+        Err(Error::Bolt { .. }) if options.dry_run => {
+            return Ok(RepairReport { remaining: report.found.clone(), ..report });
+        }
         Err(error) => return Err(error.into()),
     };
     let (bad, unreachable) = (BTreeMap::new(), BTreeMap::new());
-    let mut work = Work { root, options, fetch, progress, meta, report, bad, unreachable, temporary: BTreeSet::new(), keep_unknown: false };
+    let mut work = Work {
+        root,
+        options,
+        fetch,
+        progress,
+        meta,
+        report,
+        bad,
+        unreachable,
+        temporary: BTreeSet::new(),
+        keep_unknown: false,
+    };
     work.all()?;
     Ok(work.report)
 }
@@ -186,7 +199,11 @@ impl Work<'_, '_> {
         self.bad = check::hash(&state, self.progress).into_iter().collect();
         let mut found = Findings::default();
         for (digest, why) in &self.bad {
-            found.error(digest.to_string(), why, "containerd uses it as it is: unpacking it fails, or makes something else");
+            found.error(
+                digest.to_string(),
+                why,
+                "containerd uses it as it is: unpacking it fails, or makes something else",
+            );
         }
         self.report.found.append(&mut found.0);
         Ok(())
