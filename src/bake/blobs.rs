@@ -1,18 +1,17 @@
 //! Blobs and documents of many images, each once, into the content store.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::coming::{Coming, Piped, Progress};
 use super::event::notices;
 use super::resolve::ref_kind;
 use super::{Error, Event, Listener, Request, Totals, Wanted};
@@ -45,18 +44,6 @@ type Guard = OwnedMutexGuard<Option<u64>>;
 struct Slot {
     lock: Arc<AsyncMutex<Option<u64>>>,
     coming: watch::Sender<Coming>,
-}
-
-/// Where a blob's bytes can be read.
-#[derive(Clone, Default)]
-pub(super) enum Coming {
-    /// Nowhere yet.
-    #[default]
-    No,
-    /// From its ingest, while they come.
-    Growing(Arc<Growing>),
-    /// From the store.
-    InPlace,
 }
 
 /// What there is of a blob.
@@ -360,7 +347,7 @@ impl Blobs {
 
     async fn bring(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, mut guard: Guard) -> Result<()> {
         self.started(reference, descriptor);
-        let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
+        let progress = Progress::new(&*self.listener, &descriptor.digest);
         let mut tries = 1;
         loop {
             let moved;
@@ -371,7 +358,7 @@ impl Blobs {
                     tries += 1;
                 }
                 Ok(fetched) => {
-                    progress.came.store(0, Ordering::Relaxed);
+                    progress.done();
                     self.done(descriptor, guard, fetched);
                     return Ok(());
                 }
@@ -389,8 +376,7 @@ impl Blobs {
             return Err(error);
         }
         self.client.gives_no_parts(reference.registry());
-        let (lost, reason) = (progress.came.swap(0, Ordering::Relaxed), &chain(&error));
-        self.listener.on(&Event::BlobRetried { digest: progress.digest, lost, reason });
+        progress.retried(&chain(&error));
         Ok(())
     }
 
@@ -502,16 +488,16 @@ impl Blobs {
     ) -> Result<()> {
         self.slot(descriptor);
         self.started(reference, descriptor);
-        let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
+        let progress = Progress::new(&*self.listener, &descriptor.digest);
         let mut tries = 1;
         loop {
             let (chunks, received) = mpsc::channel::<Bytes>(self.chunks);
             let read = read.clone();
-            let reader = spawn_blocking(move || read(Piped { received, chunk: Bytes::new() }));
+            let reader = spawn_blocking(move || read(Piped::new(received)));
             let failed = self.receive(reference, descriptor, Begin::default(), chunks, &progress).await.err();
             let error = match (reader.await.map_err(|_| Error::Task)?, failed) {
                 (Ok(()), _) => {
-                    progress.came.store(0, Ordering::Relaxed);
+                    progress.done();
                     self.count(descriptor, true);
                     return Ok(());
                 }
@@ -666,49 +652,6 @@ struct Begin {
     tag: Option<String>,
     /// Takes that of what comes.
     tell: Option<oneshot::Sender<String>>,
-}
-
-/// The bytes of a blob that is not kept.
-pub(super) struct Piped {
-    received: mpsc::Receiver<Bytes>,
-    chunk: Bytes,
-}
-
-impl Read for Piped {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.received.blocking_recv() {
-                Some(chunk) => self.chunk = chunk,
-                None => return Ok(0),
-            }
-        }
-        let n = buf.len().min(self.chunk.len());
-        self.chunk.split_to(n).copy_to_slice(&mut buf[..n]);
-        Ok(n)
-    }
-}
-
-/// Bytes of a transfer that came and do not count until it is done; dropped before that, they are reported as lost.
-struct Progress<'a> {
-    blobs: &'a Blobs,
-    digest: &'a Digest,
-    came: AtomicU64,
-}
-
-impl Progress<'_> {
-    fn add(&self, bytes: u64) {
-        self.came.fetch_add(bytes, Ordering::Relaxed);
-        self.blobs.listener.on(&Event::BlobProgress { digest: self.digest, bytes });
-    }
-}
-
-impl Drop for Progress<'_> {
-    fn drop(&mut self) {
-        let lost = self.came.load(Ordering::Relaxed);
-        if lost > 0 {
-            self.blobs.listener.on(&Event::BlobFailed { digest: self.digest, lost });
-        }
-    }
 }
 
 /// Whether asking once more may help: what came was not what was promised.

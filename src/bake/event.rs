@@ -277,7 +277,7 @@ mod tests {
             names.insert(name);
         }
         // The command's own.
-        names.extend(["begin", "progress", "summary", "image", "unit", "error"].map(str::to_owned));
+        names.extend(["begin", "progress", "summary", "image", "unit", "synced", "error"].map(str::to_owned));
         assert!(documented.keys().all(|name| names.contains(*name)), "{names:?}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::blobs::Coming;
+use super::coming::Coming;
 use super::each::{Images, Pace, each, tell_names};
 use super::record::{Baked, Snapshots, record};
 use super::referrers::referring;

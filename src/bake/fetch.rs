@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::blobs::{Blobs, Coming, Place, Result, Small, blocking};
+use super::blobs::{Blobs, Place, Result, Small, blocking};
+use super::coming::Coming;
 use super::each::Pace;
 use super::policy::estimate;
 use super::resolve::{candidates, children, fits, platforms};

@@ -4,6 +4,7 @@
 //! blobs that the next run takes over.
 
 mod blobs;
+mod coming;
 mod each;
 mod event;
 mod existing;

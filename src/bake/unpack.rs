@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::spawn_blocking;
 
-use super::blobs::{Blobs, Coming, Result};
+use super::blobs::{Blobs, Result};
+use super::coming::Coming;
 use super::{Error, Event, Listener, Totals};
 use crate::content::{GrowingReader, Store};
 use crate::layer::{self, Buffers, Job, Onto, Usage};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -241,6 +242,9 @@ impl World {
         let wait = Wait { timeout: Duration::ZERO, tell: &|_| {}, stop: &AtomicBool::new(false) };
         for (snapshotter, committed) in self.snapshots {
             let dir = containerd_root(&self.root).join(format!("io.containerd.snapshotter.v1.{snapshotter}"));
+            for dir in [dir.clone(), dir.join("snapshots")] {
+                fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+            }
             let mut db = SnapshotterDb::open(&dir).unwrap();
             db.write(committed.len() as u64, &committed).unwrap();
             drop(db);
