@@ -41,7 +41,8 @@ pub async fn refetch(
         for reference in &lost.references {
             // What a record alone names may be a document or not.
             let unknown = lost.descriptor.media_type.is_empty();
-            let kinds = if unknown { &["", media_type::OCI_MANIFEST][..] } else { &[lost.descriptor.media_type.as_str()] };
+            let kinds =
+                if unknown { &["", media_type::OCI_MANIFEST][..] } else { &[lost.descriptor.media_type.as_str()] };
             for kind in kinds {
                 let Descriptor { digest, size, .. } = &lost.descriptor;
                 match blobs.again(reference, &Descriptor::new(*kind, digest.clone(), *size)).await {

@@ -113,8 +113,7 @@ impl Meta {
         let body = b.get(HEADER..HEADER + META_LEN)?;
         let size = u32_at(body, 8) as usize;
         // Most files have pages of this size.
-        let page_size =
-            if PAGE_SIZES.contains(&size) && size.is_power_of_two() { size } else { super::PAGE_SIZE };
+        let page_size = if PAGE_SIZES.contains(&size) && size.is_power_of_two() { size } else { super::PAGE_SIZE };
         Some(Self {
             page_size,
             root: u64_at(body, 16),

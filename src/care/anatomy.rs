@@ -153,9 +153,8 @@ impl Look<'_> {
             self.found.broken.push((at.clone(), "its indexes nest too deep".to_owned()));
             return;
         }
-        let is_document = |entry: &&Descriptor| {
-            media_type::is_manifest(&entry.media_type) || media_type::is_index(&entry.media_type)
-        };
+        let is_document =
+            |entry: &&Descriptor| media_type::is_manifest(&entry.media_type) || media_type::is_index(&entry.media_type);
         let documents: Vec<&Descriptor> = entries.iter().filter(is_document).collect();
         let mut here: Vec<&Descriptor> =
             documents.iter().copied().filter(|entry| (self.recorded)(&entry.digest)).collect();

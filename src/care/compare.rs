@@ -93,13 +93,7 @@ fn of_chain(
         let Some(stored) = records.snapshots.get(*name) else { return };
         let Some(id) = stored.id else { return };
         if seen.insert(id) {
-            places.push(Place {
-                layer,
-                name: (*name).to_owned(),
-                id,
-                stored: stored.clone(),
-                below: below.clone(),
-            });
+            places.push(Place { layer, name: (*name).to_owned(), id, stored: stored.clone(), below: below.clone() });
         }
         below.push(id);
     }
@@ -177,12 +171,7 @@ impl<'s> Again<'s> {
 ///
 /// # Errors
 /// [`super::Error::Snapshot`] when this process cannot make snapshots.
-pub(super) fn all(
-    root: &Root,
-    state: &State,
-    limit: u64,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Compared> {
+pub(super) fn all(root: &Root, state: &State, limit: u64, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Compared> {
     some(root, state, limit, progress, &|_| true)
 }
 

@@ -168,7 +168,10 @@ impl Look<'_> {
     fn choose<'a>(&self, anatomy: &'a Anatomy) -> Option<&'a Body> {
         let platform = &self.start.platform;
         let of = |body: &&Body| {
-            body.said.as_ref().or(body.config.as_ref().map(|config| &config.platform)).is_none_or(|said| said == platform)
+            body.said
+                .as_ref()
+                .or(body.config.as_ref().map(|config| &config.platform))
+                .is_none_or(|said| said == platform)
         };
         anatomy.manifests.iter().find(of)
     }
@@ -231,7 +234,9 @@ impl Look<'_> {
             && *release >= STRICT_PLATFORM
         {
             let config = &config.platform;
-            return fails(format!("its index says {said} and its config {config}: containerd {release} does not unpack it"));
+            return fails(format!(
+                "its index says {said} and its config {config}: containerd {release} does not unpack it"
+            ));
         }
         (Verdict::Unpacks, format!("it is not unpacked for {snapshotter}, and its layers are here"))
     }

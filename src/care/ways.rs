@@ -57,13 +57,13 @@ pub(super) fn look(root: &Root) -> Result<Vec<Way>> {
     let mut found: Vec<Way> = Vec::new();
     for (name, should, file) in ALL {
         // Below what is no directory there is nothing.
-        let blocked =
-            found.iter().any(|way| matches!(way.wrong, Wrong::Kind { .. }) && name.starts_with(way.name));
+        let blocked = found.iter().any(|way| matches!(way.wrong, Wrong::Kind { .. }) && name.starts_with(way.name));
         if blocked {
             continue;
         }
         let (above, last) = name.rsplit_once('/').unwrap_or(("", name));
-        let Some(dir) = root.containerd_dir(above).or_else(|error| if name.is_empty() { Ok(None) } else { Err(error) })?
+        let Some(dir) =
+            root.containerd_dir(above).or_else(|error| if name.is_empty() { Ok(None) } else { Err(error) })?
         else {
             continue;
         };
@@ -98,7 +98,11 @@ pub(super) fn findings(ways: &[Way], found: &mut Findings) {
         match wrong {
             Wrong::Kind { file } => {
                 let should = if *file { "a regular file" } else { "a directory" };
-                found.error(object, format!("is not {should}"), "containerd fails to start, or to use what belongs there");
+                found.error(
+                    object,
+                    format!("is not {should}"),
+                    "containerd fails to start, or to use what belongs there",
+                );
             }
             Wrong::Open { mode, should } => found.warn(
                 object,
@@ -130,7 +134,9 @@ impl Way {
                     return Ok(format!("moved out of the way, to var/lib/prebake/{name}"));
                 }
                 let dir = root.make_state_dir()?;
-                let free = (1..=u16::MAX).map(|n| dir.join(format!("{name}-{n}"))).find(|path| fs::symlink_metadata(path).is_err());
+                let free = (1..=u16::MAX)
+                    .map(|n| dir.join(format!("{name}-{n}")))
+                    .find(|path| fs::symlink_metadata(path).is_err());
                 let to = free.unwrap_or_else(|| dir.join(&name));
                 fs::rename(&self.path, &to).map_err(error)?;
                 Ok(format!("moved out of the way, to {}", to.display()))

@@ -118,7 +118,8 @@ fn show(report: &CheckReport, quiet: bool) {
     }
     let errors = errors(&report.findings);
     let blobs = format!("{} blobs, {}, {} image records", report.blobs, output::bytes(report.bytes), report.images);
-    let compared = if report.compared > 0 { format!(", {} snapshots compared", report.compared) } else { String::new() };
+    let compared =
+        if report.compared > 0 { format!(", {} snapshots compared", report.compared) } else { String::new() };
     let unreferenced = match report.unreferenced {
         0 => String::new(),
         n => format!(" ({n} blobs that no record names)"),
@@ -143,9 +144,7 @@ fn show_start(report: &StartReport, output: OutputArgs) -> u8 {
         }
         let shown = report.images.iter().filter(|image| !output.quiet || image.verdict == Verdict::Fails);
         let rows: Vec<Vec<String>> = shown
-            .map(|one| {
-                vec![one.verdict.to_string(), format!("{}/{}", one.namespace, one.image), one.why.clone()]
-            })
+            .map(|one| vec![one.verdict.to_string(), format!("{}/{}", one.namespace, one.image), one.why.clone()])
             .collect();
         output::table(&rows);
     }

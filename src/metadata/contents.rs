@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use super::records::{
-    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, NAME, PARENT, Path, SNAPSHOTS, V1, blobs, bolt_error, images, labels, lossy, rows, wrong,
+    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, NAME, PARENT, Path, SNAPSHOTS, V1, blobs, bolt_error, images, labels,
+    lossy, rows, wrong,
 };
 use super::{BlobRow, Error, ImageRow, Labels, Result, Snapshot, codec};
 use crate::bolt::{self, Item, Seen, Tx, View};

@@ -6,8 +6,8 @@ use super::contents::{
     CONTAINERS, INGESTS, LEASES, SANDBOXES, of_containers, of_ingests, of_leases, of_sandboxes, snapshots_of,
 };
 use super::records::{
-    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, Path, SNAPSHOTS, V1, blobs, bolt_error, bolt_put, buckets, entries, images,
-    lossy,
+    BLOB, CHILDREN, CONTENT, IMAGES, LABELS, Path, SNAPSHOTS, V1, blobs, bolt_error, bolt_put, buckets, entries,
+    images, lossy,
 };
 use super::{Error, Result, namespaces};
 use crate::bolt::{Item, Tx};

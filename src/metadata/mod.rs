@@ -29,8 +29,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD};
 
 pub use contents::{
-    Container, Contents, IngestRow, Lease, contents, remove_blob, remove_blob_label, remove_image, remove_ingest, remove_lease,
-    remove_snapshot, snapshots,
+    Container, Contents, IngestRow, Lease, contents, remove_blob, remove_blob_label, remove_image, remove_ingest,
+    remove_lease, remove_snapshot, snapshots,
 };
 pub use labels::Labels;
 use lock::Waiting;
@@ -40,14 +40,14 @@ pub use mend::{
     remove_lease_entry, remove_parent,
 };
 pub use records::{
-    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images, is_migrated,
-    namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
+    Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
+    is_migrated, namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
 };
 
 pub use show::{Shown, show, show_key};
 pub use snapshotter::{
-    Committed, Database as SnapshotterDatabase, KIND_ACTIVE, KIND_COMMITTED, Mend, Records as SnapshotterRecords, Snapshotter,
-    SnapshotterDb, Stored, snapshotters,
+    Committed, Database as SnapshotterDatabase, KIND_ACTIVE, KIND_COMMITTED, Mend, Records as SnapshotterRecords,
+    Snapshotter, SnapshotterDb, Stored, snapshotters,
 };
 
 pub use crate::bolt::Tx;

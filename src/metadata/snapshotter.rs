@@ -364,7 +364,10 @@ fn rewrite(tx: &mut Tx<'_>, name: &str, stored: &Stored) -> Result<(), bolt::Err
         tx.delete(&path[..2], name.as_bytes())?;
     }
     let signed = |n: u64| codec::varint(i64::try_from(n).unwrap_or(i64::MAX));
-    let mut values = vec![(&b"id"[..], codec::uvarint(stored.id.unwrap_or(0))), (b"kind", vec![stored.kind.unwrap_or(KIND_COMMITTED)])];
+    let mut values = vec![
+        (&b"id"[..], codec::uvarint(stored.id.unwrap_or(0))),
+        (b"kind", vec![stored.kind.unwrap_or(KIND_COMMITTED)]),
+    ];
     values.extend(stored.inodes.map(|inodes| (&b"inodes"[..], signed(inodes))));
     values.extend(stored.size.map(|size| (&b"size"[..], signed(size))));
     if let Some(created) = stored.created {

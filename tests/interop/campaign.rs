@@ -11,7 +11,7 @@ use crate::support::damage::Made;
 use crate::support::prebake::{containerd_root, prebake};
 
 /// Damages of a normal run; `PREBAKE_DAMAGES=all` does every kind to every root, twice.
-const DAMAGES: usize = 14;
+const DAMAGES: usize = 30;
 const RELEASE: &str = "2.1.9";
 const LINE: &str = "hello from an image that prebake baked";
 
@@ -54,8 +54,11 @@ fn accepted(base: &Base, root: &Path, image: &str, images: usize) -> Result<(), 
 fn containerd_accepts_what_was_mended() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::start(dir.path());
-    let images: Vec<String> =
-        registry.push(&demo()).into_iter().filter(|name| name.contains("/hello:") || name.contains("/plain:")).collect();
+    let images: Vec<String> = registry
+        .push(&demo())
+        .into_iter()
+        .filter(|name| name.contains("/hello:") || name.contains("/plain:"))
+        .collect();
     let hello = images.iter().find(|name| name.contains("/hello:")).unwrap();
     let mut bases = Vec::new();
     let pulled = dir.path().join("Pulled");

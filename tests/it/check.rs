@@ -25,7 +25,12 @@ fn baked() -> tempfile::TempDir {
 fn problems(root: &Path) -> Vec<String> {
     let run = prebake(root, "check --json").expect(6);
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
-    report["findings"].as_array().unwrap().iter().map(|f| format!("{}: {}; {}", f["object"], f["problem"], f["consequence"])).collect()
+    report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| format!("{}: {}; {}", f["object"], f["problem"], f["consequence"]))
+        .collect()
 }
 
 #[track_caller]

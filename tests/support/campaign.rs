@@ -99,7 +99,8 @@ pub fn repair(root: &Path, options: &Repair) -> RepairReport {
 fn holdings(root: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
     let at = At::new(root, CONTAINERD_ROOT);
     let images = waiting(|wait| care::images(&at, Some("k8s.io"), wait)).unwrap();
-    let images = images.into_iter().map(|image| format!("{} {} {:?}", image.name, image.digest, image.policy)).collect();
+    let images =
+        images.into_iter().map(|image| format!("{} {} {:?}", image.name, image.digest, image.policy)).collect();
     let blobs = fs::read_dir(super::prebake::blobs_dir(root)).unwrap();
     (images, blobs.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
 }
@@ -226,7 +227,10 @@ fn one(
     if now.0 != *images || now.1 != *blobs {
         let lost: Vec<_> = images.difference(&now.0).chain(blobs.difference(&now.1)).collect();
         let new: Vec<_> = now.0.difference(images).chain(now.1.difference(blobs)).collect();
-        return Some(Err(format!("{what}: other images or blobs than before\n{}\nlost {lost:#?}\nnew {new:#?}", mended())));
+        return Some(Err(format!(
+            "{what}: other images or blobs than before\n{}\nlost {lost:#?}\nnew {new:#?}",
+            mended()
+        )));
     }
     Some(judge(base, root).map_err(|why| format!("{what}: {why}\n{}", mended())))
 }

@@ -1,8 +1,8 @@
 //! What the hermetic and the interop tests share.
 
 pub mod bolt_script;
-pub mod content;
 pub mod campaign;
+pub mod content;
 pub mod crash;
 pub mod damage;
 pub mod prebake;

@@ -21,7 +21,11 @@ pub(super) fn findings(space: &Space, state: &State, bad: &HashSet<&Digest>, fou
         let target = &row.target;
         if row.name.is_empty() || target.media_type.is_empty() || target.size == 0 {
             let problem = "has no name, media type or size";
-            found.error(&object, problem, "containerd refuses every update of the record, and may fail to read the image");
+            found.error(
+                &object,
+                problem,
+                "containerd refuses every update of the record, and may fail to read the image",
+            );
         }
         by_target.entry((&target.digest, &target.media_type, target.size)).or_default().push(row);
     }
@@ -112,7 +116,11 @@ impl Image<'_> {
             }
         }
         let kind = &target.media_type;
-        if !self.anatomy.documents.is_empty() && !media_type::is_index(kind) && !media_type::is_manifest(kind) && !kind.is_empty() {
+        if !self.anatomy.documents.is_empty()
+            && !media_type::is_index(kind)
+            && !media_type::is_manifest(kind)
+            && !kind.is_empty()
+        {
             for object in &objects {
                 let problem = format!("its target is recorded as {kind:?}, which no document is");
                 self.found.error(object, problem, "containerd does not read it, and nothing runs from the image");
@@ -196,7 +204,10 @@ impl Image<'_> {
     fn body(&mut self, body: &Body) {
         let layers = body.layers();
         let config = &body.manifest.config.digest;
-        if body.config.as_ref().is_some_and(|config| config.diff_ids.is_some()) && layers.is_empty() && body.blobs().count() > 0 {
+        if body.config.as_ref().is_some_and(|config| config.diff_ids.is_some())
+            && layers.is_empty()
+            && body.blobs().count() > 0
+        {
             let problem = format!("has {} layers, and its config says otherwise", body.blobs().count());
             self.found.add(Severity::Error, body.digest.to_string(), problem, "containerd does not unpack it", "");
         }
@@ -212,13 +223,19 @@ impl Image<'_> {
             let problem = format!("keeps the snapshot {value} ({key}), and its layers make {top}");
             self.found.error(&object, problem, "containerd's garbage collection removes the image's own snapshots");
         }
-        let by_key: HashMap<(&str, &str), &Snapshot> = self.space.all.snapshots.iter()
+        let by_key: HashMap<(&str, &str), &Snapshot> = self
+            .space
+            .all
+            .snapshots
+            .iter()
             .map(|(snapshot, _)| ((snapshot.snapshotter.as_str(), snapshot.key.as_str()), snapshot))
             .collect();
         let snapshotters: BTreeSet<&str> = self.space.snapshotters_of(&top).collect();
         let layers_here = body.blobs().all(|layer| self.space.recorded(&layer.digest));
         for name in snapshotters {
-            let own = labels.is_some_and(|labels| labels.iter().any(|(key, value)| snapshotter_of(key) == Some(name) && *value == top));
+            let own = labels.is_some_and(|labels| {
+                labels.iter().any(|(key, value)| snapshotter_of(key) == Some(name) && *value == top)
+            });
             if !own && (!layers_here || !self.held.contains(&(name, top.as_str()))) {
                 let consequence = if layers_here {
                     "containerd removes them when it starts, and unpacks the image again when a container needs it"

@@ -1,8 +1,8 @@
 //! meta.db: how it is built, and records that cannot be read.
 
+use crate::bolt;
 use crate::care::finding::{Findings, REPAIR, Severity};
 use crate::care::state::{Meta, State};
-use crate::bolt;
 use crate::metadata::{self, Error};
 
 pub(super) fn findings(state: &State, found: &mut Findings) {

@@ -25,7 +25,9 @@ fn blobs(space: &Space, state: &State, found: &mut Findings) {
     for blob in space.all.blobs.values() {
         let object = format!("{}/content/{}", space.name(), blob.digest);
         match state.files.get(&blob.digest).map(|stat| stat.size) {
-            None => found.error(&object, "has a record and no file", "containerd fails to read it, and counts it as there"),
+            None => {
+                found.error(&object, "has a record and no file", "containerd fails to read it, and counts it as there")
+            }
             Some(size) if size != blob.size => found.error(
                 &object,
                 format!("has {size} bytes; its record says {}", blob.size),

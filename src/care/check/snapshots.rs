@@ -82,8 +82,7 @@ impl Look<'_> {
                 return;
             }
             if !dirs.is_empty() {
-                let problem =
-                    format!("has no records of {} directories and {count} snapshots in meta.db", dirs.len());
+                let problem = format!("has no records of {} directories and {count} snapshots in meta.db", dirs.len());
                 let consequence = "containerd fails to make new snapshots, and deletes directories in trying";
                 self.error("metadata.db", problem, consequence);
             } else if count > 0 {
@@ -193,19 +192,31 @@ impl Look<'_> {
             if !with_dirs {
                 continue;
             }
-            if row.key.parse::<Digest>().is_ok() && stored.kind.is_some_and(|kind| kind != KIND_COMMITTED && KINDS.contains(&kind)) {
+            if row.key.parse::<Digest>().is_ok()
+                && stored.kind.is_some_and(|kind| kind != KIND_COMMITTED && KINDS.contains(&kind))
+            {
                 self.error(&object, "is a layer's, and not committed", FAIL);
             }
             let below = by_key.get(&(row.namespace.as_str(), row.parent.as_str())).map_or("", |parent| &parent.name);
-            if stored.parent != below && (below.is_empty() || records.snapshots.contains_key(below)) && (row.parent.is_empty() || !below.is_empty()) {
+            if stored.parent != below
+                && (below.is_empty() || records.snapshots.contains_key(below))
+                && (row.parent.is_empty() || !below.is_empty())
+            {
                 let show = |name: &str| if name.is_empty() { "nothing".to_owned() } else { name.to_owned() };
-                let problem = format!("lies on {} in metadata.db, and on {} in meta.db", show(&stored.parent), show(below));
+                let problem =
+                    format!("lies on {} in metadata.db, and on {} in meta.db", show(&stored.parent), show(below));
                 self.error(&object, problem, "containers from it see the files of the one in metadata.db");
             }
         }
         for name in records.snapshots.keys().filter(|name| !named.contains_key(name.as_str())) {
             let consequence = "containerd removes it at its next garbage collection of snapshots";
-            self.found.add(Severity::Warning, self.object(name), "is in metadata.db and not in meta.db", consequence, REPAIR);
+            self.found.add(
+                Severity::Warning,
+                self.object(name),
+                "is in metadata.db and not in meta.db",
+                consequence,
+                REPAIR,
+            );
         }
     }
 }

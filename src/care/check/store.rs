@@ -52,7 +52,8 @@ pub(super) fn findings(state: &State, bad: &[(Digest, String)], found: &mut Find
     }
     ingests(state, found);
     if let Some(why) = &state.catalog {
-        let consequence = "containerd does not know of it; a bake fails until it is removed, and hashes all blobs once then";
+        let consequence =
+            "containerd does not know of it; a bake fails until it is removed, and hashes all blobs once then";
         found.warn("prebake's catalog", why, consequence);
     }
 }
@@ -61,12 +62,19 @@ fn ingests(state: &State, found: &mut Findings) {
     for left in &state.ingests {
         let object = left.path.display().to_string();
         let Some(reference) = &left.reference else {
-            found.warn(object, "is a write without a name (no file ref)", "containerd logs an error at each collection");
+            found.warn(
+                object,
+                "is a write without a name (no file ref)",
+                "containerd logs an error at each collection",
+            );
             continue;
         };
         let rows = state.spaces.iter().flat_map(|space| &space.all.ingests);
         let (problem, consequence) = if rows.clone().any(|row| row.backend == *reference) {
-            ("is a write that did not end, and has a record", "containerd goes on with it, or removes it when its time has passed")
+            (
+                "is a write that did not end, and has a record",
+                "containerd goes on with it, or removes it when its time has passed",
+            )
         } else {
             (
                 "is a write that did not end, and has no record",

@@ -76,7 +76,8 @@ impl Work<'_, '_> {
                 for space in &state.spaces {
                     let images = format!("v1/{}/images/", space.name());
                     let name = path.strip_prefix(&images).filter(|name| kept.insert((space.name(), name.to_string())));
-                    if let Some((name, target)) = name.and_then(|name| Some((name, names.target(space.name(), name)?))) {
+                    if let Some((name, target)) = name.and_then(|name| Some((name, names.target(space.name(), name)?)))
+                    {
                         restored.push((space.name().to_owned(), name.to_owned(), target));
                     }
                 }

@@ -92,11 +92,25 @@ pub fn repair(
     let meta = match MetaDb::lock(root, lock, wait) {
         Ok(meta) => meta,
         // Only told of, what is in the way is still there.
-        Err(Error::Bolt { .. }) if options.dry_run => return Ok(RepairReport { remaining: report.found.clone(), ..report }),
+        Err(Error::Bolt { .. }) if options.dry_run => {
+            return Ok(RepairReport { remaining: report.found.clone(), ..report });
+        }
         Err(error) => return Err(error.into()),
     };
     let (bad, unreachable) = (BTreeMap::new(), BTreeMap::new());
-    let mut work = Work { root, options, fetch, progress, meta, report, bad, unreachable, temporary: BTreeSet::new(), keep_unknown: false };
+    let mut work = Work {
+        root,
+        options,
+        fetch,
+        progress,
+        meta,
+        report,
+        bad,
+        unreachable,
+        temporary: BTreeSet::new(),
+        keep_unknown: false,
+        lost: false,
+    };
     work.all()?;
     Ok(work.report)
 }
@@ -130,11 +144,13 @@ struct Work<'w, 'f> {
     temporary: BTreeSet<Digest>,
     /// Whether there are images that nobody can name any more: what is theirs stays.
     keep_unknown: bool,
+    /// Whether anything of `meta.db` may be lost.
+    lost: bool,
 }
 
 impl Work<'_, '_> {
     fn all(&mut self) -> Result<()> {
-        let lost = self.databases()?;
+        self.lost = self.databases()?;
         if self.state()?.is_readable() || self.options.dry_run {
             self.hash()?;
             self.strangers()?;
@@ -143,7 +159,7 @@ impl Work<'_, '_> {
             // What is unpacked needs no layers: that is to be known before any are fetched.
             self.snapshots(true)?;
             self.blobs()?;
-            self.bootstrap(lost)?;
+            self.bootstrap()?;
             self.records()?;
             self.snapshots(self.keep_unknown)?;
             self.rebuild()?;
@@ -186,7 +202,11 @@ impl Work<'_, '_> {
         self.bad = check::hash(&state, self.progress).into_iter().collect();
         let mut found = Findings::default();
         for (digest, why) in &self.bad {
-            found.error(digest.to_string(), why, "containerd uses it as it is: unpacking it fails, or makes something else");
+            found.error(
+                digest.to_string(),
+                why,
+                "containerd uses it as it is: unpacking it fails, or makes something else",
+            );
         }
         self.report.found.append(&mut found.0);
         Ok(())

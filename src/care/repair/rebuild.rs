@@ -98,7 +98,10 @@ impl Work<'_, '_> {
         for layer in layers {
             let digest = &layer.descriptor.digest;
             let here = state.files.contains_key(digest) && !self.bad.contains_key(digest);
-            if !here && !self.unreachable.contains_key(digest) && wanted.iter().all(|one| one.descriptor.digest != *digest) {
+            if !here
+                && !self.unreachable.contains_key(digest)
+                && wanted.iter().all(|one| one.descriptor.digest != *digest)
+            {
                 wanted.push(sources.of(layer.descriptor.clone()));
             }
         }
@@ -189,7 +192,10 @@ impl Work<'_, '_> {
                 let (kind, parent) = (Some(KIND_ACTIVE), parent.clone());
                 let stored = Stored { id: Some(**id), kind, parent, size: None, inodes: None, created: None };
                 db.mend(&Mend { put: [(row.name.clone(), stored)].into(), sequence: **id, ..Mend::default() })?;
-                self.did(format!("{OVERLAYFS}/{}", row.name), format!("given the one directory without a record, snapshots/{id}"));
+                self.did(
+                    format!("{OVERLAYFS}/{}", row.name),
+                    format!("given the one directory without a record, snapshots/{id}"),
+                );
             }
             (lost, []) => {
                 drop(db);
@@ -215,9 +221,8 @@ impl Work<'_, '_> {
         let state = self.state()?;
         let Some(records) = compare::records(&state) else { return Ok(()) };
         let all = &records.snapshots;
-        let link = |(name, stored): (&String, &Stored)| {
-            Some(((all.get(&stored.parent)?.id?, stored.id?), name.clone()))
-        };
+        let link =
+            |(name, stored): (&String, &Stored)| Some(((all.get(&stored.parent)?.id?, stored.id?), name.clone()));
         let links: std::collections::BTreeMap<_, _> = all.iter().filter_map(link).collect();
         if links != records.links {
             SnapshotterDb::open(&dir)?.mend(&Mend { links: Some(links), ..Mend::default() })?;
@@ -233,8 +238,11 @@ impl Work<'_, '_> {
             return Ok(());
         }
         for snapshotter in state.snapshotters.iter().filter(|one| WITH_DIRS.contains(&one.name.as_str())) {
-            let named: BTreeSet<&str> =
-                state.snapshots().filter(|row| row.snapshotter == snapshotter.name).map(|row| row.name.as_str()).collect();
+            let named: BTreeSet<&str> = state
+                .snapshots()
+                .filter(|row| row.snapshotter == snapshotter.name)
+                .map(|row| row.name.as_str())
+                .collect();
             let Some(removal) = Removal::all_but(snapshotter, |name| named.contains(name)) else { continue };
             removal.execute(self.root)?;
             for name in removal.names {

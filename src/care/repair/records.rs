@@ -22,25 +22,34 @@ struct Wanted {
 }
 
 impl Work<'_, '_> {
-    /// Gives images of the catalog their records again: all that are whole where `meta.db` may have lost something, else those
-    /// whose blobs have records. Where not all can be told, says so.
-    pub(super) fn bootstrap(&mut self, lost: bool) -> Result<()> {
-        let state = self.state()?;
+    /// Images of the catalog that are to get their records again: all that have none where `meta.db` may have lost something, else
+    /// those whose blobs have records.
+    pub(super) fn unrecorded(&self, state: &State) -> Vec<(String, ImageRecord)> {
         let mut images: Vec<(String, ImageRecord)> = Vec::new();
         for space in &state.spaces {
-            images.extend(check::lost(space, &state).map(|image| (space.name().to_owned(), image.clone())));
+            images.extend(check::lost(space, state).map(|image| (space.name().to_owned(), image.clone())));
         }
-        if lost {
-            let recorded = |namespace: &str, name: &str| {
-                let spaces = state.spaces.iter().filter(|space| space.name() == namespace);
-                spaces.flat_map(|space| &space.all.images).any(|row| row.name == name)
-            };
-            for (namespace, image) in &state.fetched {
-                let known = images.iter().any(|(at, known)| at == namespace && known.name == image.name);
-                if !known && !recorded(namespace, &image.name) {
-                    images.push((namespace.clone(), image.clone()));
-                }
+        if !self.lost {
+            return images;
+        }
+        let recorded = |namespace: &str, name: &str| {
+            let spaces = state.spaces.iter().filter(|space| space.name() == namespace);
+            spaces.flat_map(|space| &space.all.images).any(|row| row.name == name)
+        };
+        for (namespace, image) in &state.fetched {
+            let known = images.iter().any(|(at, known)| at == namespace && known.name == image.name);
+            if !known && !recorded(namespace, &image.name) {
+                images.push((namespace.clone(), image.clone()));
             }
+        }
+        images
+    }
+
+    /// Gives images of the catalog their records again. Where not all can be told, says so.
+    pub(super) fn bootstrap(&mut self) -> Result<()> {
+        let state = self.state()?;
+        let images = self.unrecorded(&state);
+        if self.lost {
             self.tell_unknown(&state, &images);
         }
         let stored = Stored::of_root(self.root).ok().flatten();
@@ -57,7 +66,10 @@ impl Work<'_, '_> {
                     ready.push(one);
                     self.did(object, "given its records again, as the catalog knows it");
                 }
-                Err(error) => self.cannot(object, super::words(&error)),
+                Err(error) => {
+                    self.keep_unknown = true;
+                    self.cannot(object, super::words(&error));
+                }
             }
         }
         if !self.is_dry() {
@@ -105,13 +117,19 @@ impl Work<'_, '_> {
             wanted.retain(|digest, wanted| {
                 let blob = space.all.blobs.get(digest);
                 blob.is_none_or(|blob| {
-                    blob.size != wanted.size || wanted.labels.iter().any(|(key, value)| blob.labels.get(key) != Some(value))
+                    blob.size != wanted.size
+                        || wanted.labels.iter().any(|(key, value)| blob.labels.get(key) != Some(value))
                 })
             });
             let long: Vec<(bool, String, String)> = (space.all.images.iter())
-                .flat_map(|row| row.labels.iter().filter_map(labels::too_long).map(|key| (true, row.name.clone(), key.to_owned())))
+                .flat_map(|row| {
+                    row.labels.iter().filter_map(labels::too_long).map(|key| (true, row.name.clone(), key.to_owned()))
+                })
                 .chain(space.all.blobs.values().flat_map(|blob| {
-                    blob.labels.iter().filter_map(labels::too_long).map(|key| (false, blob.digest.to_string(), key.to_owned()))
+                    blob.labels
+                        .iter()
+                        .filter_map(labels::too_long)
+                        .map(|key| (false, blob.digest.to_string(), key.to_owned()))
                 }))
                 .collect();
             let namespace = space.name();
@@ -158,7 +176,9 @@ impl Work<'_, '_> {
                 let wrong = has.and_then(|has| has.get(&key)).is_some_and(|value| *value != child.as_str());
                 let layer = media_type::is_layer(&descriptor.media_type);
                 // A record that is lost gets all of them; else those of what is here and nothing keeps.
-                let lacks = !held.contains(child.as_str()) && here(&child).is_some() && (space.recorded(&child) || !layer || restore);
+                let lacks = !held.contains(child.as_str())
+                    && here(&child).is_some()
+                    && (space.recorded(&child) || !layer || restore);
                 let anew = has.is_none() && (is_index || here(&child).is_some());
                 (wrong || lacks || anew).then(|| (key, child.to_string()))
             });
@@ -194,7 +214,9 @@ impl Work<'_, '_> {
             for row in &space.all.images {
                 let anatomy = Anatomy::new(&state.store, &row.target, &|digest| space.recorded(digest));
                 for body in &anatomy.manifests {
-                    tops.extend(body.top().map(|top| (body.manifest.config.digest.clone(), (top, layers_here(space, body)))));
+                    tops.extend(
+                        body.top().map(|top| (body.manifest.config.digest.clone(), (top, layers_here(space, body)))),
+                    );
                 }
             }
             for blob in space.all.blobs.values() {
@@ -204,7 +226,8 @@ impl Work<'_, '_> {
                     for snapshotter in space.snapshotters_of(top.as_str()) {
                         let key = format!("{}{snapshotter}", labels::GC_REF_SNAPSHOT);
                         let has = blob.labels.get(&key);
-                        let held = has.is_some() || !*layers_here || !held_otherwise(space, snapshotter, top, &blob.digest);
+                        let held =
+                            has.is_some() || !*layers_here || !held_otherwise(space, snapshotter, top, &blob.digest);
                         if held && has.is_none_or(|has| *has != top.as_str()) {
                             wanted.insert(key, top.to_string());
                         }
@@ -221,7 +244,9 @@ impl Work<'_, '_> {
                 }
             }
             let leases: Vec<_> = (space.all.leases.iter())
-                .flat_map(|lease| check::dangling(space, lease).into_iter().map(|(kind, key)| (lease.id.clone(), kind, key)))
+                .flat_map(|lease| {
+                    check::dangling(space, lease).into_iter().map(|(kind, key)| (lease.id.clone(), kind, key))
+                })
                 .collect();
             self.write(|tx| {
                 for (digest, key) in &gone {
@@ -243,7 +268,10 @@ impl Work<'_, '_> {
                 self.did(format!("{namespace}/content/{digest}"), "given the label that keeps its snapshots");
             }
             for (lease, kind, key) in leases {
-                self.did(format!("{namespace}/leases/{lease}"), format!("lets go of {kind} {key}, which does not exist"));
+                self.did(
+                    format!("{namespace}/leases/{lease}"),
+                    format!("lets go of {kind} {key}, which does not exist"),
+                );
             }
         }
         self.children()
@@ -256,7 +284,11 @@ impl Work<'_, '_> {
             let rows = space.all.snapshots.iter().map(|(row, _)| row).filter(|row| !row.parent.is_empty());
             let rows = rows.filter(|row| space.has_snapshot(&row.snapshotter, &row.parent));
             let right: std::collections::BTreeSet<Child> = rows
-                .map(|row| Child { snapshotter: row.snapshotter.clone(), parent: row.parent.clone(), key: row.key.clone() })
+                .map(|row| Child {
+                    snapshotter: row.snapshotter.clone(),
+                    parent: row.parent.clone(),
+                    key: row.key.clone(),
+                })
                 .collect();
             let lacks: Vec<&Child> = right.difference(&space.children).collect();
             let wrong: Vec<&Child> = space.children.difference(&right).collect();
@@ -273,10 +305,16 @@ impl Work<'_, '_> {
                 highest.iter().try_for_each(|(name, number)| metadata::raise_sequence(tx, namespace, name, *number))
             })?;
             for child in lacks {
-                self.did(format!("{namespace}/snapshots/{}/{}", child.snapshotter, child.parent), format!("names its child {}", child.key));
+                self.did(
+                    format!("{namespace}/snapshots/{}/{}", child.snapshotter, child.parent),
+                    format!("names its child {}", child.key),
+                );
             }
             for child in wrong {
-                self.did(format!("{namespace}/snapshots/{}/{}", child.snapshotter, child.parent), format!("names {} as a child no longer", child.key));
+                self.did(
+                    format!("{namespace}/snapshots/{}/{}", child.snapshotter, child.parent),
+                    format!("names {} as a child no longer", child.key),
+                );
             }
             for (name, number) in highest {
                 self.did(format!("{namespace}/snapshots/{name}"), format!("gives out numbers above {number}"));
@@ -298,7 +336,9 @@ fn layers_here(space: &Space, body: &Body) -> bool {
 /// Whether another blob's label keeps a snapshot.
 fn held_otherwise(space: &Space, snapshotter: &str, key: &Digest, but: &Digest) -> bool {
     let others = space.all.blobs.values().filter(|blob| blob.digest != *but);
-    others.flat_map(|blob| &blob.labels).any(|(label, value)| snapshotter_of(label) == Some(snapshotter) && *value == key.as_str())
+    others
+        .flat_map(|blob| &blob.labels)
+        .any(|(label, value)| snapshotter_of(label) == Some(snapshotter) && *value == key.as_str())
 }
 
 /// Host and repository of each blob, by the catalog.

@@ -13,11 +13,11 @@ use crate::care::Result;
 use crate::care::anatomy::{self, Anatomy};
 use crate::care::check::number_of;
 use crate::care::state::{Space, State, snapshotter_of};
+use crate::layer;
 use crate::metadata::{
     self, KIND_ACTIVE, KIND_COMMITTED, Labels, Mend, Snapshot, Snapshotter, SnapshotterDb, SnapshotterRecords, Stored,
     labels,
 };
-use crate::layer;
 use crate::oci::Digest;
 use crate::snapshot::{OVERLAYFS, WITH_DIRS};
 
@@ -81,7 +81,8 @@ impl Work<'_, '_> {
             if rows == 0 && records.snapshots.is_empty() && database.is_none() && snapshotter.dirs.is_empty() {
                 continue;
             }
-            let dirs = self.root.containerd_dir(&format!("io.containerd.snapshotter.v1.{}/snapshots", snapshotter.name))?;
+            let dirs =
+                self.root.containerd_dir(&format!("io.containerd.snapshotter.v1.{}/snapshots", snapshotter.name))?;
             let plan = Planner { state: &state, snapshotter, records, keep, dirs }.plan();
             self.execute(snapshotter, records, plan)?;
         }
@@ -151,21 +152,31 @@ impl Planner<'_> {
             let at = (row.namespace.as_str(), row.key.as_str());
             let is_layer = row.key.parse::<Digest>().is_ok() || parents.contains(&at);
             let said = stored.and_then(|stored| stored.kind).filter(|kind| (1..=3).contains(kind));
-            let kind = if is_layer { KIND_COMMITTED } else { said.filter(|kind| *kind != KIND_COMMITTED).unwrap_or(KIND_ACTIVE) };
+            let kind = if is_layer {
+                KIND_COMMITTED
+            } else {
+                said.filter(|kind| *kind != KIND_COMMITTED).unwrap_or(KIND_ACTIVE)
+            };
             // What a person committed has a name of his own.
-            let kind = if !is_layer && said == Some(KIND_COMMITTED) && !self.is_containers(row) { KIND_COMMITTED } else { kind };
+            let kind = if !is_layer && said == Some(KIND_COMMITTED) && !self.is_containers(row) {
+                KIND_COMMITTED
+            } else {
+                kind
+            };
             let parent = key_of.get(&(row.namespace.as_str(), row.parent.as_str())).copied().unwrap_or_default();
             let (size, inodes, created) =
                 stored.map_or((None, None, None), |stored| (stored.size, stored.inodes, stored.created));
             let (size, inodes, created) = self.complete(*id, kind, size, inodes, created);
-            let stored_right = Stored { id: Some(*id), kind: Some(kind), parent: parent.to_owned(), size, inodes, created };
+            let stored_right =
+                Stored { id: Some(*id), kind: Some(kind), parent: parent.to_owned(), size, inodes, created };
             if stored != Some(&stored_right) {
                 plan.mend.put.insert(row.name.clone(), stored_right.clone());
                 plan.done.push((row.name.clone(), format!("its record in metadata.db put right (id {id})")));
             }
             right.insert(&row.name, stored_right);
         }
-        let unknown: Vec<&String> = self.records.snapshots.keys().filter(|name| !right.contains_key(name.as_str())).collect();
+        let unknown: Vec<&String> =
+            self.records.snapshots.keys().filter(|name| !right.contains_key(name.as_str())).collect();
         for name in unknown {
             if self.keep {
                 right.insert(name, self.records.snapshots[name].clone());
@@ -202,7 +213,9 @@ impl Planner<'_> {
         inodes: Option<u64>,
         created: Option<DateTime<Utc>>,
     ) -> (Option<u64>, Option<u64>, Option<DateTime<Utc>>) {
-        let Some(dir) = self.dirs.as_ref().map(|dirs| dirs.join(id.to_string())) else { return (size, inodes, created) };
+        let Some(dir) = self.dirs.as_ref().map(|dirs| dirs.join(id.to_string())) else {
+            return (size, inodes, created);
+        };
         let created = created.or_else(|| date_of(&dir));
         let with_files = self.snapshotter.name == OVERLAYFS && kind == KIND_COMMITTED;
         if !with_files || size.is_some() && inodes.is_some() {
@@ -221,8 +234,13 @@ impl Planner<'_> {
     fn rows(&self, space: &Space, plan: &mut Plan) {
         let namespace = space.name();
         let below = chains(space, self.state).below;
-        let own: Vec<&Snapshot> =
-            space.all.snapshots.iter().map(|(row, _)| row).filter(|row| row.snapshotter == self.snapshotter.name).collect();
+        let own: Vec<&Snapshot> = space
+            .all
+            .snapshots
+            .iter()
+            .map(|(row, _)| row)
+            .filter(|row| row.snapshotter == self.snapshotter.name)
+            .collect();
         let mut free: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for name in self.records.snapshots.keys() {
             if let Some((at, key)) = parts(name)
@@ -339,9 +357,11 @@ pub(super) fn date_of(dir: &Path) -> Option<DateTime<Utc>> {
 /// Whether something needs a snapshot that `meta.db` does not name.
 fn wanted(space: &Space, below: &BTreeMap<String, String>, key: &str) -> bool {
     let all = &space.all;
-    let labelled = all.blobs.values().flat_map(|blob| &blob.labels).any(|(label, value)| {
-        snapshotter_of(label).is_some() && value == key
-    });
+    let labelled = all
+        .blobs
+        .values()
+        .flat_map(|blob| &blob.labels)
+        .any(|(label, value)| snapshotter_of(label).is_some() && value == key);
     below.contains_key(key)
         || labelled
         || all.containers.iter().any(|container| container.snapshot == key)

@@ -9,18 +9,15 @@ use crate::care::anatomy::Anatomy;
 use crate::care::state::{Space, State};
 use crate::content::{self, Started, Store};
 use crate::kind::chain;
-use crate::metadata::labels::DISTRIBUTION_SOURCE;
 use crate::metadata::K8S_NAMESPACE;
+use crate::metadata::labels::DISTRIBUTION_SOURCE;
 use crate::oci::{Descriptor, Digest, Reference};
 
 /// Bytes that are copied at a time.
 const BUFFER: usize = 1 << 18;
 /// Where blobs lie below what `--from` may name: a layout, containerd's state, a root.
-const PLACES: [&str; 3] = [
-    "blobs",
-    "io.containerd.content.v1.content/blobs",
-    "var/lib/containerd/io.containerd.content.v1.content/blobs",
-];
+const PLACES: [&str; 3] =
+    ["blobs", "io.containerd.content.v1.content/blobs", "var/lib/containerd/io.containerd.content.v1.content/blobs"];
 
 /// A blob that is to be fetched.
 #[derive(Debug, Clone)]

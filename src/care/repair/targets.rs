@@ -102,7 +102,9 @@ impl Work<'_, '_> {
                 let here = usable(&state.store, &target.digest);
                 let better = match &here {
                     // Its bytes are here: they say what they are.
-                    Some(here) if Document::parse(&read(&state.store, here), &target.media_type).is_err() => here.clone(),
+                    Some(here) if Document::parse(&read(&state.store, here), &target.media_type).is_err() => {
+                        here.clone()
+                    }
                     Some(here) if here.size != target.size || target.media_type.is_empty() => {
                         let media_type =
                             if target.media_type.is_empty() { &here.media_type } else { &target.media_type };
