@@ -11,7 +11,7 @@ use crate::support::damage::Made;
 use crate::support::prebake::{containerd_root, prebake};
 
 /// Damages of a normal run; `PREBAKE_DAMAGES=all` does every kind to every root, twice.
-const DAMAGES: usize = 14;
+const DAMAGES: usize = 30;
 const RELEASE: &str = "2.1.9";
 const LINE: &str = "hello from an image that prebake baked";
 

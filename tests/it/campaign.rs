@@ -7,7 +7,7 @@ use crate::support::prebake::prebake;
 use crate::support::registry::TestRegistry;
 
 /// Damages of a normal run; `PREBAKE_DAMAGES=all` does every kind to every root, twice.
-const DAMAGES: usize = 60;
+const DAMAGES: usize = 200;
 
 /// Small images with one of everything that a layer may have.
 const IMAGES: &str = r#"

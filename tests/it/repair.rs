@@ -130,15 +130,10 @@ fn what_a_release_would_do() {
     assert!(run.stderr.contains("containerd does not start: meta.db"), "{run:?}");
 }
 
-/// An index that calls an image another machine's than its config does; Docker's zstd layers.
+/// Docker's zstd layers; an index that calls an image another machine's than its config does.
 #[test]
 fn releases_differ() {
     let mut content = app();
-    let target = crate::support::content::target(&content);
-    let index = String::from_utf8(content.blobs[&target].1.to_vec()).unwrap();
-    let other = index.replace("\"arm64\"", "\"s390x\"");
-    let other = content.add("application/vnd.oci.image.index.v1+json", other);
-    crate::support::content::tag(&mut content, "mixed", other.digest);
     let zstd = build(
         "[layer.l]\ncompression = \"zstd\"\nfiles = [{ path = \"f\", random = 1000 }]\n\
          [[image]]\nname = \"app:zstd\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n",
@@ -159,6 +154,72 @@ fn releases_differ() {
     let run = prebake(root.path(), &format!("{start} 1.7")).expect(6);
     assert!(run.stdout.contains("cannot unpack Docker's zstd layers"), "{run:?}");
     prebake(root.path(), &format!("{start} 2.0")).expect(0);
+}
+
+/// Gives an image an index that says something else of its platform.
+fn say_of_platform(root: &Path, image: &str, from: &str, to: &str) {
+    use prebake::bolt::Lock;
+    use prebake::metadata::{self, Blob, Image, Labels, MetaDb, Wait};
+    use prebake::oci::{Descriptor, Digest};
+    let at = prebake::root::Root::new(root, prebake::root::CONTAINERD_ROOT);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let wait = Wait { timeout: std::time::Duration::ZERO, tell: &|_| {}, stop: &stop };
+    let mut meta = MetaDb::lock(&at, Lock::Exclusive, &wait).unwrap();
+    let rows = meta.read(|tx| metadata::images(tx, "k8s.io")).unwrap().unwrap();
+    let target = rows.into_iter().flatten().find(|row| row.name == image).unwrap().target;
+    let index = fs::read_to_string(blobs_dir(root).join(target.digest.hex())).unwrap();
+    let index = index.replace(from, to);
+    let digest = Digest::of(index.as_bytes());
+    fs::write(blobs_dir(root).join(digest.hex()), &index).unwrap();
+    let target = Descriptor::new(target.media_type, digest.clone(), index.len() as u64);
+    let (labels, now) = (Labels::new(), chrono::Utc::now());
+    let blob = Blob { digest: &digest, size: index.len() as u64, labels: &labels, source: None };
+    meta.write(|tx| {
+        metadata::put_blob(tx, "k8s.io", &blob, now)?;
+        metadata::put_image(tx, "k8s.io", &Image { name: image, target: &target, labels: &labels }, now)
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_platform_that_index_and_config_see_differently() {
+    let registry = TestRegistry::start(app());
+    let root = tempfile::tempdir().unwrap();
+    let image = registry.reference("app:1");
+    prebake(root.path(), &format!("bake --platform linux/arm64 {image}")).expect(0);
+    say_of_platform(root.path(), &image, "\"arm64\"", "\"s390x\"");
+    let verdict = |release: &str| {
+        let run = prebake(root.path(), &format!("check --platform linux/s390x --would-start {release} --json"));
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        let images = report["images"].as_array().unwrap();
+        let found = images.iter().find(|one| one["image"] == image.as_str()).unwrap();
+        format!("{}: {}", found["verdict"].as_str().unwrap(), found["why"].as_str().unwrap())
+    };
+    assert!(verdict("2.1").starts_with("unpacks: "), "{}", verdict("2.1"));
+    assert!(verdict("2.2").contains("its index says linux/s390x and its config linux/arm64"), "{}", verdict("2.2"));
+}
+
+/// Where neither database nor catalog knows the images' names, what is theirs stays, and what to do is said.
+#[test]
+fn a_meta_db_beyond_reading_that_the_catalog_cannot_replace() {
+    if !is_root() {
+        return;
+    }
+    let registry = TestRegistry::start(demo());
+    let root = baked(&registry, "--unpack --discard-layers");
+    let before = blobs(root.path());
+    fs::write(meta_db(root.path()), vec![7; 20_000]).unwrap();
+    prebake(root.path(), "check").expect(6);
+    let run = prebake(root.path(), "repair").expect(6);
+    assert!(run.stderr.contains("`prebake bake` of them finds the blobs in place"), "{run:?}");
+    assert_eq!(blobs(root.path()), before);
+    registry.asked();
+    let image = registry.reference("demo/zstd:1.0");
+    prebake(root.path(), &format!("bake --platform linux/amd64 --unpack --discard-layers {image}")).expect(0);
+    // The snapshots were kept as well: no layer is asked for.
+    let asked = registry.asked();
+    assert!(!asked.iter().any(|line| line.contains("/blobs/")), "{asked:#?}");
+    prebake(root.path(), "check").expect(0);
 }
 
 /// Everything in a root: kind, mode, time and bytes.

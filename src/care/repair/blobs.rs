@@ -8,7 +8,7 @@ use super::sources::{self, Missing, Sources};
 use crate::care::Result;
 use crate::care::anatomy::Anatomy;
 use crate::care::state::State;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, ImageRecord};
 use crate::content::Store;
 use crate::metadata;
 use crate::oci::{Descriptor, Digest, media_type};
@@ -28,8 +28,13 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    /// `restore`: layers that were discarded are needed as well.
-    pub(super) fn new(state: &State, bad: &BTreeMap<Digest, String>, restore: bool) -> Self {
+    /// `restore`: layers that were discarded are needed as well; `lost`: images of the catalog that are to get records again.
+    pub(super) fn new(
+        state: &State,
+        bad: &BTreeMap<Digest, String>,
+        restore: bool,
+        lost: &[(String, ImageRecord)],
+    ) -> Self {
         let mut needs = Self { missing: BTreeMap::new(), all: BTreeSet::new(), whole: true };
         let whole = |digest: &Digest| state.files.contains_key(digest) && !bad.contains_key(digest);
         for space in &state.spaces {
@@ -67,6 +72,13 @@ impl Needs {
                         }
                     }
                 }
+            }
+        }
+        for blob in lost.iter().flat_map(|(_, image)| &image.blobs) {
+            let descriptor = &blob.descriptor;
+            needs.all.insert(descriptor.digest.clone());
+            if !whole(&descriptor.digest) {
+                needs.missing.entry(descriptor.digest.clone()).or_insert_with(|| descriptor.clone());
             }
         }
         for space in &state.spaces {
@@ -120,7 +132,7 @@ impl Work<'_, '_> {
     pub(super) fn blobs(&mut self) -> Result<()> {
         for _ in 0..ROUNDS {
             let state = self.state()?;
-            let needs = Needs::new(&state, &self.bad, self.options.restore_layers);
+            let needs = Needs::new(&state, &self.bad, self.options.restore_layers, &self.unrecorded(&state));
             let sources = Sources::new(&state);
             // What the name of an image leads to comes first: it may tell where the rest can be had.
             let is_open = |digest: &Digest| !self.unreachable.contains_key(digest);
@@ -180,7 +192,7 @@ impl Work<'_, '_> {
     /// Lets go of blobs that are missing or wrong, that no image leads to and that nobody has.
     fn forget(&mut self) -> Result<()> {
         let state = self.state()?;
-        let needs = Needs::new(&state, &self.bad, false);
+        let needs = Needs::new(&state, &self.bad, false, &self.unrecorded(&state));
         let mut records = Vec::new();
         for (digest, why) in self.unreachable.clone() {
             if needs.all.contains(&digest) || !needs.whole {

@@ -109,6 +109,7 @@ pub fn repair(
         unreachable,
         temporary: BTreeSet::new(),
         keep_unknown: false,
+        lost: false,
     };
     work.all()?;
     Ok(work.report)
@@ -143,11 +144,13 @@ struct Work<'w, 'f> {
     temporary: BTreeSet<Digest>,
     /// Whether there are images that nobody can name any more: what is theirs stays.
     keep_unknown: bool,
+    /// Whether anything of `meta.db` may be lost.
+    lost: bool,
 }
 
 impl Work<'_, '_> {
     fn all(&mut self) -> Result<()> {
-        let lost = self.databases()?;
+        self.lost = self.databases()?;
         if self.state()?.is_readable() || self.options.dry_run {
             self.hash()?;
             self.strangers()?;
@@ -156,7 +159,7 @@ impl Work<'_, '_> {
             // What is unpacked needs no layers: that is to be known before any are fetched.
             self.snapshots(true)?;
             self.blobs()?;
-            self.bootstrap(lost)?;
+            self.bootstrap()?;
             self.records()?;
             self.snapshots(self.keep_unknown)?;
             self.rebuild()?;

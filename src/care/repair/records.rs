@@ -22,25 +22,34 @@ struct Wanted {
 }
 
 impl Work<'_, '_> {
-    /// Gives images of the catalog their records again: all that are whole where `meta.db` may have lost something, else those
-    /// whose blobs have records. Where not all can be told, says so.
-    pub(super) fn bootstrap(&mut self, lost: bool) -> Result<()> {
-        let state = self.state()?;
+    /// Images of the catalog that are to get their records again: all that have none where `meta.db` may have lost something, else
+    /// those whose blobs have records.
+    pub(super) fn unrecorded(&self, state: &State) -> Vec<(String, ImageRecord)> {
         let mut images: Vec<(String, ImageRecord)> = Vec::new();
         for space in &state.spaces {
-            images.extend(check::lost(space, &state).map(|image| (space.name().to_owned(), image.clone())));
+            images.extend(check::lost(space, state).map(|image| (space.name().to_owned(), image.clone())));
         }
-        if lost {
-            let recorded = |namespace: &str, name: &str| {
-                let spaces = state.spaces.iter().filter(|space| space.name() == namespace);
-                spaces.flat_map(|space| &space.all.images).any(|row| row.name == name)
-            };
-            for (namespace, image) in &state.fetched {
-                let known = images.iter().any(|(at, known)| at == namespace && known.name == image.name);
-                if !known && !recorded(namespace, &image.name) {
-                    images.push((namespace.clone(), image.clone()));
-                }
+        if !self.lost {
+            return images;
+        }
+        let recorded = |namespace: &str, name: &str| {
+            let spaces = state.spaces.iter().filter(|space| space.name() == namespace);
+            spaces.flat_map(|space| &space.all.images).any(|row| row.name == name)
+        };
+        for (namespace, image) in &state.fetched {
+            let known = images.iter().any(|(at, known)| at == namespace && known.name == image.name);
+            if !known && !recorded(namespace, &image.name) {
+                images.push((namespace.clone(), image.clone()));
             }
+        }
+        images
+    }
+
+    /// Gives images of the catalog their records again. Where not all can be told, says so.
+    pub(super) fn bootstrap(&mut self) -> Result<()> {
+        let state = self.state()?;
+        let images = self.unrecorded(&state);
+        if self.lost {
             self.tell_unknown(&state, &images);
         }
         let stored = Stored::of_root(self.root).ok().flatten();
@@ -57,7 +66,10 @@ impl Work<'_, '_> {
                     ready.push(one);
                     self.did(object, "given its records again, as the catalog knows it");
                 }
-                Err(error) => self.cannot(object, super::words(&error)),
+                Err(error) => {
+                    self.keep_unknown = true;
+                    self.cannot(object, super::words(&error));
+                }
             }
         }
         if !self.is_dry() {
