@@ -65,7 +65,9 @@ fn containerd_accepts_what_was_mended() {
     fs::create_dir(&pulled).unwrap();
     {
         let containerd = Containerd::start(RELEASE, &containerd_root(&pulled), &dir.path().join("work"));
-        images.iter().for_each(|image| cri::pull_image(&containerd.socket(), image).unwrap());
+        for image in &images {
+            cri::pull_image(&containerd.socket(), image).unwrap();
+        }
         containerd.collect_garbage();
     }
     bases.push(Base { root: pulled, made: Made::Pulled });
