@@ -1,12 +1,11 @@
 //! Blobs and documents of many images, each once, into the content store.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
@@ -14,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::event::notices;
+use super::piped::Piped;
 use super::resolve::ref_kind;
 use super::{Error, Event, Listener, Request, Totals, Wanted};
 use crate::catalog::{Catalog, ImageBlob};
@@ -21,7 +21,7 @@ use crate::content::{self, Growing, Started, Stat, Store};
 use crate::kind::chain;
 use crate::layer;
 use crate::metadata::K8S_NAMESPACE;
-use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference, media_type};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference};
 use crate::registry::{self, Client, RawDocument, Room};
 use crate::times::Times;
 
@@ -38,7 +38,7 @@ pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The lock of a blob: the blob's size once it is in place. Whatever writes the blob holds it, even when nobody waits for
 /// the result any more, so that two never write one ingest.
-type Guard = OwnedMutexGuard<Option<u64>>;
+pub(super) type Guard = OwnedMutexGuard<Option<u64>>;
 
 /// A blob as far as this bake got with it.
 #[derive(Default)]
@@ -281,7 +281,7 @@ impl Blobs {
         Ok(RawDocument::new(bytes, room))
     }
 
-    async fn small_blob(
+    pub(super) async fn small_blob(
         self: &Arc<Self>,
         reference: &Reference,
         descriptor: &Descriptor,
@@ -341,24 +341,13 @@ impl Blobs {
         self.bring(reference, descriptor, guard).await
     }
 
-    /// Brings a blob, whatever is in its place.
-    pub(super) async fn again(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<()> {
-        let guard = self.lock(descriptor).await?;
-        if guard.is_some() {
-            return Ok(());
-        }
-        let kind = &descriptor.media_type;
-        if media_type::is_index(kind) || media_type::is_manifest(kind) {
-            let room = self.client.room(descriptor.size).await;
-            let (_, guard) = self.small_blob(reference, descriptor, Small::Document, guard, &room).await?;
-            self.done_at_once(descriptor, guard);
-            return Ok(());
-        }
-        let _permit = self.permits.acquire().await.map_err(|_| Error::Task)?;
-        self.bring(reference, descriptor, guard).await
-    }
-
-    async fn bring(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor, mut guard: Guard) -> Result<()> {
+    /// Fetches a blob, whose lock is held.
+    pub(super) async fn bring(
+        self: &Arc<Self>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        mut guard: Guard,
+    ) -> Result<()> {
         self.started(reference, descriptor);
         let progress = Progress { blobs: self, digest: &descriptor.digest, came: AtomicU64::new(0) };
         let mut tries = 1;
@@ -623,7 +612,7 @@ impl Blobs {
     }
 
     /// Takes the blob's lock. A blob in place has one size: a descriptor that says another is wrong.
-    async fn lock(&self, descriptor: &Descriptor) -> Result<Guard> {
+    pub(super) async fn lock(&self, descriptor: &Descriptor) -> Result<Guard> {
         let guard = self.slot(descriptor).lock.clone().lock_owned().await;
         let (digest, expected) = (descriptor.digest.clone(), descriptor.size);
         match *guard {
@@ -633,7 +622,7 @@ impl Blobs {
         }
     }
 
-    fn done_at_once(&self, descriptor: &Descriptor, guard: Guard) {
+    pub(super) fn done_at_once(&self, descriptor: &Descriptor, guard: Guard) {
         self.listener.on(&Event::BlobProgress { digest: &descriptor.digest, bytes: descriptor.size });
         self.done(descriptor, guard, true);
     }
@@ -666,26 +655,6 @@ struct Begin {
     tag: Option<String>,
     /// Takes that of what comes.
     tell: Option<oneshot::Sender<String>>,
-}
-
-/// The bytes of a blob that is not kept.
-pub(super) struct Piped {
-    received: mpsc::Receiver<Bytes>,
-    chunk: Bytes,
-}
-
-impl Read for Piped {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.received.blocking_recv() {
-                Some(chunk) => self.chunk = chunk,
-                None => return Ok(0),
-            }
-        }
-        let n = buf.len().min(self.chunk.len());
-        self.chunk.split_to(n).copy_to_slice(&mut buf[..n]);
-        Ok(n)
-    }
 }
 
 /// Bytes of a transfer that came and do not count until it is done; dropped before that, they are reported as lost.

@@ -9,6 +9,7 @@ mod event;
 mod existing;
 mod fetch;
 mod lock;
+mod piped;
 mod plan;
 mod policy;
 mod record;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::blobs::{Blobs, Place};
+use super::blobs::{Blobs, Place, Small};
 use super::{DEFAULT_CONCURRENCY, Listener, Result};
 use crate::catalog::Catalog;
 use crate::content::Store;
@@ -54,4 +54,23 @@ pub async fn refetch(
         Some(why)
     };
     Ok(futures_util::future::join_all(lost.iter().map(one)).await)
+}
+
+impl Blobs {
+    /// Brings a blob, whatever is in its place.
+    async fn again(self: &Arc<Self>, reference: &Reference, descriptor: &Descriptor) -> Result<()> {
+        let guard = self.lock(descriptor).await?;
+        if guard.is_some() {
+            return Ok(());
+        }
+        let kind = &descriptor.media_type;
+        if media_type::is_index(kind) || media_type::is_manifest(kind) {
+            let room = self.client.room(descriptor.size).await;
+            let (_, guard) = self.small_blob(reference, descriptor, Small::Document, guard, &room).await?;
+            self.done_at_once(descriptor, guard);
+            return Ok(());
+        }
+        let _permit = self.permit().await?;
+        self.bring(reference, descriptor, guard).await
+    }
 }
