@@ -26,7 +26,7 @@ fn blobs(space: &Space, state: &State, found: &mut Findings) {
         let object = format!("{}/content/{}", space.name(), blob.digest);
         match state.files.get(&blob.digest).map(|stat| stat.size) {
             None => {
-                found.error(&object, "has a record and no file", "containerd fails to read it, and counts it as there")
+                found.error(&object, "has a record and no file", "containerd fails to read it, and counts it as there");
             }
             Some(size) if size != blob.size => found.error(
                 &object,
