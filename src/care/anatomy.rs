@@ -93,7 +93,23 @@ impl Anatomy {
         let mut anatomy = Self::default();
         let mut look = Look { store, recorded, seen: HashSet::new(), found: &mut anatomy };
         look.document(target, None, MAX_INDEX_DEPTH);
+        // Of manifests for other machines, and of attestations, containerd's own pulls leave parts out.
+        let chosen = anatomy.chosen().map(|body| body.digest.clone());
+        let others = anatomy.manifests.iter().filter(|body| Some(&body.digest) != chosen.as_ref());
+        let others: HashSet<Digest> = others.map(|body| body.manifest.config.digest.clone()).collect();
+        anatomy.missing.retain(|missing| !others.contains(&missing.digest) || recorded(&missing.digest));
         anatomy
+    }
+
+    /// The manifest that containerd takes on this machine; where there is none for it, the first.
+    pub(super) fn chosen(&self) -> Option<&Body> {
+        let host = Some(Platform::host());
+        self.manifests.iter().find(|body| body.said == host).or(self.manifests.first())
+    }
+
+    /// Whether everything below a manifest has to be here.
+    pub(super) fn is_chosen(&self, manifest: &Digest) -> bool {
+        self.chosen().is_some_and(|body| body.digest == *manifest)
     }
 }
 

@@ -163,6 +163,9 @@ impl Image<'_> {
             let held: HashSet<&str> = content.map(|(_, value)| value.as_str()).collect();
             for child in &node.children {
                 let layer = media_type::is_layer(&child.media_type);
+                if !is_index && !self.anatomy.is_chosen(digest) && !recorded(&child.digest) {
+                    continue;
+                }
                 if recorded(&child.digest) {
                     // Layers that are discarded after unpacking are not to be kept.
                     let discarded = layer && is_unpacked;

@@ -67,7 +67,8 @@ impl Needs {
                         // Whether its layers are needed, the config tells, once it is here.
                         let unknown =
                             body.lacks_config() && !space.recorded(&blob.digest) && *blob != body.manifest.config;
-                        if !whole(&blob.digest) && !discarded && !unknown {
+                        let other = !anatomy.is_chosen(&body.digest) && !space.recorded(&blob.digest);
+                        if !whole(&blob.digest) && !discarded && !unknown && !other {
                             needs.missing.entry(blob.digest.clone()).or_insert_with(|| blob.clone());
                         }
                     }
