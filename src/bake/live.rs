@@ -17,7 +17,7 @@ use super::plan::Ground;
 use super::record::Baked;
 use super::settle::times_of;
 use super::unpack::Stack;
-use super::{Error, Event, Failure, Listener, Outcome, Report, Request, Result, Totals, details, waited, wanted};
+use super::{Error, Event, Failure, Listener, Outcome, Report, Request, Result, Totals, details, due, waited, wanted};
 use crate::bootstrap::live::{self, Client, Done, Image, Layer, Notice, Unpack};
 use crate::catalog::{Catalog, ImageRecord};
 use crate::content::Store;
@@ -114,12 +114,7 @@ pub async fn run_live(
     let store = Store::create_beside(&request.root)?;
     let policies = &request.policies;
     let unpacks = policies.may_unpack(&request.images);
-    if request.retry_failed {
-        let failed = catalog.failed()?;
-        wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
-    }
-    tell_names(&wanted, &*listener);
-    let keys: Vec<_> = wanted.iter().filter_map(|(_, image)| Some(image.as_ref()?.as_ref().ok()?.key())).collect();
+    let keys = due(&mut wanted, &request, &catalog, &*listener)?;
     let blobs = Blobs::new(&request, store.clone(), Place::Root(catalog.clone()), listener.clone())?;
     let fetcher = Fetcher::new(&request, blobs);
     request.images = Vec::new();

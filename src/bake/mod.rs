@@ -402,12 +402,7 @@ pub async fn run(
     let policies = &request.policies;
     let unpacks = request.bootstrap && policies.may_unpack(&request.images);
     let snapshots = unpacks.then(|| Snapshots::open(&request.root, &mut meta)).transpose()?;
-    if request.retry_failed {
-        let failed = catalog.failed()?;
-        wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
-    }
-    tell_names(&wanted, &*listener);
-    let keys: Vec<_> = wanted.iter().filter_map(|(_, image)| Some(image.as_ref()?.as_ref().ok()?.key())).collect();
+    let keys = due(&mut wanted, &request, &catalog, &*listener)?;
     let blobs = Blobs::new(&request, store.clone(), Place::Root(catalog.clone()), listener.clone())?;
     let fetcher = Fetcher::new(&request, blobs);
     // Locks are large; those who need one have it.
@@ -487,6 +482,21 @@ fn wanted(request: &Request) -> Result<Images<Arc<Wanted>>> {
     let new = |image: &&Wanted| seen.insert((image.namespace.clone(), image.reference.clone()));
     let start = |image: &Wanted| (image.reference.to_string(), Some(Ok(Arc::new(image.clone()))));
     Ok(request.images.iter().filter(new).map(start).collect())
+}
+
+/// Leaves only the images whose turn it is, and tells which they are; their namespaces and names.
+fn due(
+    wanted: &mut Images<Arc<Wanted>>,
+    request: &Request,
+    catalog: &Catalog,
+    listener: &dyn Listener,
+) -> Result<Vec<(String, String)>> {
+    if request.retry_failed {
+        let failed = catalog.failed()?;
+        wanted.retain(|(_, image)| matches!(image, Some(Ok(image)) if failed.contains(&image.key())));
+    }
+    tell_names(wanted, listener);
+    Ok(wanted.iter().filter_map(|(_, image)| Some(image.as_ref()?.as_ref().ok()?.key())).collect())
 }
 
 /// Locks the root; `None` when `cancel` came first.

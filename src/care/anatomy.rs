@@ -66,9 +66,14 @@ impl Body {
         self.manifest.layers.iter().filter(|layer| media_type::is_layer(&layer.media_type))
     }
 
+    /// The keys of its layers' snapshots, the lowest first.
+    pub(super) fn chain(&self) -> Vec<Digest> {
+        self.layers().into_iter().map(|layer| layer.chain).collect()
+    }
+
     /// The key of the snapshot on top.
     pub(super) fn top(&self) -> Option<Digest> {
-        self.layers().pop().map(|layer| layer.chain)
+        self.chain().pop()
     }
 }
 

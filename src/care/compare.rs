@@ -72,8 +72,7 @@ pub(super) fn places(state: &State) -> Vec<Place> {
 
 /// What the overlayfs snapshotter has.
 pub(super) fn records(state: &State) -> Option<&SnapshotterRecords> {
-    let overlayfs = state.snapshotters.iter().find(|snapshotter| snapshotter.name == OVERLAYFS)?;
-    overlayfs.database.as_ref().ok()?.as_ref()?.records.as_ref()
+    state.snapshotters.iter().find(|snapshotter| snapshotter.name == OVERLAYFS)?.records()
 }
 
 fn of_chain(

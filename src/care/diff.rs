@@ -7,14 +7,14 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Result;
+use super::image::Image;
 use super::prune::is_by_digest;
-use super::trees::Image;
 use super::whole::Whole;
 use crate::bolt::Lock;
 use crate::content::Store;
 use crate::layer::{self, Buffers, Entry, EntryKind, Job};
 use crate::metadata::{MetaDb, Wait};
-use crate::oci::{Descriptor, Digest, Platform};
+use crate::oci::{Descriptor, Digest};
 use crate::root::Root;
 
 /// What a whiteout's name begins with, and the one that hides a whole directory (image specification, layer.md).
@@ -94,17 +94,10 @@ impl Side {
         let whole = Whole::read(root, &mut meta)?;
         let mut images = BTreeMap::new();
         for image in whole.namespace(namespace).map_or(Vec::new(), |contents| Image::all(&whole, contents)) {
-            let host = Platform::host();
-            let of_host = image
-                .tree
-                .manifests
-                .iter()
-                .find(|here| here.config.as_ref().is_some_and(|config| config.platform == host));
-            let here = of_host.or(image.tree.manifests.first());
-            let layers = here.map_or(Vec::new(), |here| {
-                let diff_ids = here.config.as_ref().and_then(|config| config.diff_ids.clone()).unwrap_or_default();
+            let layers = image.anatomy.chosen().map_or(Vec::new(), |body| {
+                let diff_ids = body.config.as_ref().and_then(|config| config.diff_ids.clone()).unwrap_or_default();
                 let diff_ids = diff_ids.into_iter().map(Some).chain(std::iter::repeat(None));
-                here.manifest.layers.iter().cloned().zip(diff_ids).collect()
+                body.manifest.layers.iter().cloned().zip(diff_ids).collect()
             });
             let side = SideImage { target: image.target.digest.clone(), layers };
             let named = image.rows.iter().any(|row| !is_by_digest(&row.name));

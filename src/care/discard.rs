@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use chrono::Utc;
 use serde::Serialize;
 
+use super::anatomy::Body;
 use super::gc::{Changes, Collect, Collected, Sweep};
-use super::trees::{Here, Image};
+use super::image::Image;
 use super::used::{Need, Uses};
 use super::whole::Whole;
 use super::{Error, Result};
@@ -139,28 +140,28 @@ impl Look<'_, '_> {
         if let Some(other) = self.request.snapshotters.iter().find(|name| *name != OVERLAYFS) {
             return Err(format!("snapshotter {other} needs them to unpack the image again"));
         }
-        let manifests: Vec<&Here> = self
+        let manifests: Vec<&Body> = self
             .image
-            .tree
+            .anatomy
             .manifests
             .iter()
-            .filter(|here| here.manifest.layers.iter().any(|layer| self.has(&layer.digest)))
+            .filter(|body| body.manifest.layers.iter().any(|layer| self.has(&layer.digest)))
             .collect();
         if manifests.is_empty() {
             return Err("it has none, or they are discarded already".to_owned());
         }
         let mut to_go = LabelsToGo::new();
-        for here in &manifests {
-            self.may_go(here)?;
-            let labels = self.contents.blobs.get(&here.digest).into_iter().flat_map(|blob| blob.labels.keys());
+        for body in &manifests {
+            self.may_go(body)?;
+            let labels = self.contents.blobs.get(&body.digest).into_iter().flat_map(|blob| blob.labels.keys());
             let layers = labels.filter(|key| labels::is_layer_ref(key));
-            to_go.extend(layers.map(|key| (self.contents.namespace.clone(), here.digest.clone(), key.clone())));
+            to_go.extend(layers.map(|key| (self.contents.namespace.clone(), body.digest.clone(), key.clone())));
         }
         if to_go.is_empty() {
             return Err("they are discarded already; somebody else keeps them".to_owned());
         }
         let layers: HashSet<&Digest> =
-            manifests.iter().flat_map(|here| &here.manifest.layers).map(|layer| &layer.digest).collect();
+            manifests.iter().flat_map(|body| &body.manifest.layers).map(|layer| &layer.digest).collect();
         let bytes: u64 = layers.iter().filter_map(|digest| self.whole.files.get(digest)).map(|stat| stat.disk).sum();
         Ok((format!("{} layers, {bytes} bytes, are unpacked", layers.len()), to_go))
     }
@@ -171,16 +172,16 @@ impl Look<'_, '_> {
 
     /// # Errors
     /// Why the layers of a manifest must stay.
-    fn may_go(&self, here: &Here) -> std::result::Result<(), String> {
-        let chain = here.chain();
-        if chain.is_empty() || chain.len() != here.manifest.layers.len() {
+    fn may_go(&self, body: &Body) -> std::result::Result<(), String> {
+        let chain = body.chain();
+        if chain.is_empty() || chain.len() != body.manifest.layers.len() {
             return Err("no config that is here says what they unpack to".to_owned());
         }
         let unpacked = self.unpacked();
         if let Some(missing) = chain.iter().find(|key| !unpacked.contains(key.as_str())) {
             return Err(format!("it is not unpacked for {OVERLAYFS}: there is no snapshot {missing}"));
         }
-        let config = self.contents.blobs.get(&here.manifest.config.digest);
+        let config = self.contents.blobs.get(&body.manifest.config.digest);
         let snapshotter = |key: &String| {
             let name = key.strip_prefix(labels::GC_REF_SNAPSHOT)?.split('/').next().unwrap_or_default();
             (name != OVERLAYFS).then(|| name.to_owned())
@@ -188,7 +189,7 @@ impl Look<'_, '_> {
         if let Some(other) = config.into_iter().flat_map(|config| config.labels.keys()).find_map(snapshotter) {
             return Err(format!("it is unpacked for snapshotter {other} as well, which may need them again"));
         }
-        for layer in &here.manifest.layers {
+        for layer in &body.manifest.layers {
             if let Some(namespace) = self.elsewhere.0.get(layer.digest.as_str()) {
                 return Err(format!("namespace {namespace} keeps {}", layer.digest));
             }
@@ -197,7 +198,7 @@ impl Look<'_, '_> {
         if let Some(need) = self.uses.of(self.image).image.into_iter().find(unfinished) {
             return Err(format!("it is being unpacked: {need}"));
         }
-        let compressed = here.manifest.layers.iter().map(|layer| layer.size).sum();
+        let compressed = body.manifest.layers.iter().map(|layer| layer.size).sum();
         let sizes = self.sizes();
         let unpacked = chain.iter().filter_map(|key| sizes.get(key.as_str())).sum();
         let references = self.image.rows.iter().filter_map(|row| row.name.parse::<Reference>().ok());

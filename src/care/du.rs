@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Result;
-use super::trees::{Here, Image};
+use super::anatomy::Body;
+use super::image::Image;
 use super::whole::Whole;
 use crate::bolt::Lock;
 use crate::metadata::{Contents, MetaDb, Wait};
@@ -146,12 +147,17 @@ fn ids<'w>(whole: &'w Whole, contents: &'w Contents) -> BTreeMap<(&'w str, &'w s
 
 /// What there is of an image.
 fn parts<'w>(whole: &'w Whole, image: &Image<'w>, ids: &BTreeMap<(&'w str, &'w str), u64>) -> HashSet<Part<'w>> {
-    let manifests = &image.tree.manifests;
-    let below = manifests.iter().flat_map(|here| std::iter::once(&here.manifest.config).chain(&here.manifest.layers));
-    let digests = image.tree.documents.iter().chain(below.map(|descriptor| &descriptor.digest));
+    let manifests = &image.anatomy.manifests;
+    let below = manifests.iter().flat_map(|body| std::iter::once(&body.manifest.config).chain(&body.manifest.layers));
+    let digests = image
+        .anatomy
+        .documents
+        .iter()
+        .map(|node| &node.descriptor.digest)
+        .chain(below.map(|descriptor| &descriptor.digest));
     let blobs = digests.filter_map(|digest| whole.files.get_key_value(digest)).map(|(digest, _)| Part::Blob(digest));
     let mut parts: HashSet<Part<'w>> = blobs.collect();
-    let chains: HashSet<String> = manifests.iter().flat_map(Here::chain).map(|chain| chain.to_string()).collect();
+    let chains: HashSet<String> = manifests.iter().flat_map(Body::chain).map(|chain| chain.to_string()).collect();
     let on = ids.iter().filter(|((_, key), _)| chains.contains(*key));
     parts.extend(on.map(|((snapshotter, _), id)| Part::Snapshot(snapshotter, *id)));
     parts

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::gc::{Changes, Collect, Collected, Sweep, is_live};
-use super::trees::Image;
+use super::image::Image;
 use super::used::{DOCKER_TEMPORARY, MIN_SHORT_ID, Need, Needs, Uses};
 use super::whole::Whole;
 use super::{Error, Result};
@@ -257,7 +257,7 @@ impl Unused {
         if let Some(glob) = self.keep.iter().find(fits) {
             return Some(format!("--keep {glob}"));
         }
-        let configs = image.tree.manifests.iter().filter_map(|here| Some(&here.config.as_ref()?.labels));
+        let configs = image.anatomy.manifests.iter().filter_map(|body| Some(&body.config.as_ref()?.labels));
         let all: Vec<&Labels> = image.rows.iter().map(|row| &row.labels).chain(configs).collect();
         let has = |(key, value): &&(String, Option<String>)| {
             all.iter().any(|labels| labels.get(key).is_some_and(|own| value.as_ref().is_none_or(|value| own == value)))

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::gc::is_live;
-use super::trees::Image;
+use super::image::Image;
 use super::whole::Whole;
 use crate::metadata::{Snapshot, labels};
 use crate::oci::{Digest, Reference};
@@ -195,8 +195,8 @@ impl Uses {
             }
         }
         let namespace = || image.namespace.to_owned();
-        for here in &image.tree.manifests {
-            let chain = here.chain();
+        for body in &image.anatomy.manifests {
+            let chain = body.chain();
             let on = chain.last().and_then(|top| self.on_chains.get(&(namespace(), top.clone())));
             let unfinished = chain.iter().find_map(|part| self.unfinished.get(&(namespace(), part.clone())));
             needs.image.extend(on.into_iter().chain(unfinished).cloned());
@@ -209,7 +209,7 @@ impl Uses {
             for row in image.rows.iter().filter(|row| lease.images.contains(&row.name)) {
                 needs.names.insert(row.name.clone(), need.clone());
             }
-            let tops = image.tree.manifests.iter().filter_map(|here| here.chain().pop());
+            let tops = image.anatomy.manifests.iter().filter_map(|body| body.chain().pop());
             let holds_snapshot = |top: Digest| lease.snapshots.iter().any(|(_, key)| key == top.as_str());
             let holds_blob = image.digests().any(|digest| lease.blobs.iter().any(|key| key == digest.as_str()));
             if holds_blob || tops.into_iter().any(holds_snapshot) {

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::state::{Meta, State};
 use super::{Error, Result};
-use crate::catalog::{Catalog, ImageRecord};
-use crate::content::{Entry, Left, Stat, Store};
+use crate::catalog::ImageRecord;
+use crate::content::{Left, Stat, Store};
 use crate::kind::chain;
 use crate::metadata::{self, Contents, MetaDb, Snapshotter};
 use crate::oci::Digest;
@@ -30,21 +31,15 @@ impl Whole {
     /// # Errors
     /// [`Error::Unsound`] when a database or a record in it is damaged; else when something cannot be read.
     pub(super) fn read(root: &Root, meta: &mut MetaDb) -> Result<Self> {
-        if let Some(structure) = meta.check()?
-            && let Some(finding) = structure.findings.iter().find(|finding| finding.problem.is_fatal())
-        {
-            return Err(Error::Unsound(format!("meta.db: {finding}")));
+        let State { store, meta, spaces, migrated, snapshotters, files, ingests, fetched, catalog, .. } =
+            State::read(root, Ok(meta))?;
+        if let Meta::Damaged(why, _) = meta {
+            return Err(Error::Unsound(format!("meta.db: {why}")));
         }
-        let read = meta.read(|tx| {
-            let namespaces = metadata::namespaces(tx)?;
-            let contents = namespaces.iter().map(|namespace| metadata::contents(tx, namespace));
-            Ok((contents.collect::<metadata::Result<Vec<_>>>()?, metadata::is_migrated(tx)?))
-        })?;
-        let (contents, migrated) = read.unwrap_or_default();
+        let contents: Vec<Contents> = spaces.into_iter().map(|space| space.all).collect();
         if let Some(error) = contents.iter().flat_map(|contents| &contents.wrong).next() {
             return Err(Error::Unsound(chain(error)));
         }
-        let snapshotters = metadata::snapshotters(root)?;
         for snapshotter in &snapshotters {
             let name = &snapshotter.name;
             match &snapshotter.database {
@@ -55,17 +50,11 @@ impl Whole {
                 Ok(_) => {}
             }
         }
-        let store = Store::open(root)?;
-        let blob = |entry| match entry {
-            Entry::Blob(digest, stat) => Some((digest, stat)),
-            Entry::Stranger(_) => None,
-        };
-        let files = store.entries()?.into_iter().filter_map(blob).collect();
-        let fetched = match root.state_dir()? {
-            Some(dir) => fetched(&Catalog::open(&dir)?, &contents)?,
-            None => Vec::new(),
-        };
-        Ok(Self { contents, migrated, snapshotters, files, ingests: store.ingests()?, fetched, store })
+        if let Some(why) = catalog {
+            return Err(Error::Unsound(why));
+        }
+        let fetched = without_record(fetched, &contents);
+        Ok(Self { store, contents, migrated, snapshotters, files, ingests, fetched })
     }
 
     /// The namespace of this name.
@@ -87,13 +76,12 @@ impl Whole {
     }
 }
 
-/// The images of a catalog that have no record.
-fn fetched(catalog: &Catalog, contents: &[Contents]) -> Result<Vec<(String, ImageRecord)>> {
+/// Of a catalog's images those that have no record.
+fn without_record(mut images: Vec<(String, ImageRecord)>, contents: &[Contents]) -> Vec<(String, ImageRecord)> {
     let recorded: BTreeSet<(&str, &str)> = contents
         .iter()
         .flat_map(|contents| contents.images.iter().map(|image| (contents.namespace.as_str(), image.name.as_str())))
         .collect();
-    let mut all = catalog.all_images()?;
-    all.retain(|(namespace, image)| !recorded.contains(&(namespace.as_str(), image.name.as_str())));
-    Ok(all)
+    images.retain(|(namespace, image)| !recorded.contains(&(namespace.as_str(), image.name.as_str())));
+    images
 }

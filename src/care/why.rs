@@ -6,8 +6,8 @@ use chrono::Utc;
 use serde::Serialize;
 
 use super::graph::{By, Graph, Kind, Object, Root as KeptAs};
+use super::image::Image;
 use super::release::{Release, Rules};
-use super::trees::Image;
 use super::used::{MIN_SHORT_ID, Need, Uses};
 use super::whole::Whole;
 use super::{Error, Result};
