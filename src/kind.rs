@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, spec};
+use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -95,6 +95,24 @@ impl From<&registry::Error> for Kind {
             | Error::Redirect { .. }
             | Error::Token { .. } => Self::Unavailable,
             Error::Setup(_) => Self::Io,
+        }
+    }
+}
+
+impl From<&source::Error> for Kind {
+    fn from(error: &source::Error) -> Self {
+        use source::Error;
+        match error {
+            Error::Registry(error) => error.into(),
+            Error::Io { source, .. } => source.into(),
+            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => Self::Corrupt,
+            Error::TooLarge { .. } => Self::Corrupt,
+            Error::Lacks { .. } | Error::Which { .. } | Error::Nameless { .. } => Self::InvalidInput,
+            Error::NoImage { .. } | Error::Absent { .. } | Error::Part { .. } => Self::NotFound,
+            Error::Content(error) => error.into(),
+            Error::Metadata(error) => error.into(),
+            Error::Root(error) => error.into(),
+            Error::Task => Self::Io,
         }
     }
 }
@@ -232,7 +250,7 @@ impl From<&bake::Error> for Kind {
     fn from(error: &bake::Error) -> Self {
         use bake::Error;
         match error {
-            Error::Registry(error) => error.into(),
+            Error::Source(error) => error.into(),
             Error::Content(error) => error.into(),
             Error::Catalog(error) => error.into(),
             Error::Metadata(error) => error.into(),

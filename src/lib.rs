@@ -17,6 +17,7 @@ mod parallel;
 pub mod registry;
 pub mod root;
 pub mod snapshot;
+pub mod source;
 pub mod spec;
 pub mod times;
 pub mod trust;

@@ -21,7 +21,8 @@ use crate::kind::chain;
 use crate::layer;
 use crate::metadata::K8S_NAMESPACE;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Reference, media_type};
-use crate::registry::{self, Client, RawDocument, Room};
+use crate::registry::{self, RawDocument, Room};
+use crate::source::{self, Sources};
 use crate::times::Times;
 
 /// How often a blob or document is asked for when what comes is not what its digest names. Broken connections and servers
@@ -78,7 +79,7 @@ pub(super) struct Blobs {
     /// In which ingests are made.
     namespace: String,
     pub(super) listener: Arc<dyn Listener>,
-    pub(super) client: Arc<Client>,
+    pub(super) sources: Sources,
     permits: Semaphore,
     chunks: usize,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
@@ -92,7 +93,14 @@ pub(super) struct Blobs {
 impl Blobs {
     pub(super) fn new(request: &Request, store: Store, place: Place, listener: Arc<dyn Listener>) -> Result<Self> {
         let namespace = request.images.first().map_or(K8S_NAMESPACE, |image| &image.namespace);
-        Self::with(request.registry.clone(), request.concurrency, namespace, store, place, listener)
+        let mut blobs =
+            Self::with(request.registry.clone(), request.concurrency, namespace, store, place, listener)?;
+        for Wanted { reference, from, .. } in &request.images {
+            if let Some((local, held)) = from {
+                blobs.sources.put(reference.clone(), local.clone(), held.clone());
+            }
+        }
+        Ok(blobs)
     }
 
     /// Without a request.
@@ -105,7 +113,7 @@ impl Blobs {
         listener: Arc<dyn Listener>,
     ) -> Result<Self> {
         Ok(Self {
-            client: Arc::new(Client::new(registry, notices(listener.clone()))?),
+            sources: Sources::new(registry, notices(listener.clone()))?,
             store,
             place,
             namespace: namespace.to_owned(),
@@ -169,13 +177,13 @@ impl Blobs {
         let digest = match reference.digest() {
             Some(digest) => Some(digest.clone()),
             // What came under this name before may still be what it names; to ask for that costs no pull.
-            None if before.is_some() => self.client.head(reference).await?,
+            None if before.is_some() => self.sources.head(reference).await?,
             None => None,
         };
         if let Some(digest) = &digest
             && let Some(stat) = self.store.stat(digest)?
             && stat.size <= MAX_DOCUMENT
-            && let room = self.client.room(stat.size).await
+            && let room = self.sources.room(stat.size).await
             && let Some(bytes) = self.read_whole(&Descriptor::new("", digest.clone(), stat.size)).await?
         {
             let declared = match (before.filter(|target| target.digest == *digest), catalog) {
@@ -209,14 +217,14 @@ impl Blobs {
         if let Some(digest) = reference.digest() {
             return Ok(digest.clone());
         }
-        match self.client.head(reference).await? {
+        match self.sources.head(reference).await? {
             Some(digest) => Ok(digest),
             None => Ok(self.target_once(reference).await?.0.digest),
         }
     }
 
     async fn target_once(self: &Arc<Self>, reference: &Reference) -> Result<(Descriptor, RawDocument)> {
-        let raw = self.client.document(reference, reference.target(), MAX_DOCUMENT, None).await?;
+        let raw = self.sources.document(reference, reference.target(), MAX_DOCUMENT, None).await?;
         let got = Digest::of_as(&raw.bytes, reference.digest());
         if let Some(expected) = reference.digest()
             && got != *expected
@@ -254,7 +262,7 @@ impl Blobs {
             return Err(Error::TooLarge { digest: digest.clone(), size: *size });
         }
         // Before the lock: whoever has room never waits for somebody who waits for room.
-        let room = self.client.room(*size).await;
+        let room = self.sources.room(*size).await;
         let guard = self.lock(descriptor).await?;
         if guard.is_some() {
             return self.read(descriptor, room).await;
@@ -281,8 +289,8 @@ impl Blobs {
         loop {
             let room = Some(room.clone());
             let got = match kind {
-                Small::Document => self.client.document(reference, digest.as_str(), *size, room).await,
-                Small::Blob => self.client.small_blob(reference, digest, *size, room).await,
+                Small::Document => self.sources.document(reference, digest.as_str(), *size, room).await,
+                Small::Blob => self.sources.small_blob(reference, digest, *size, room).await,
             };
             let result = match got {
                 Err(error) => Err(error.into()),
@@ -336,7 +344,7 @@ impl Blobs {
         }
         let kind = &descriptor.media_type;
         if media_type::is_index(kind) || media_type::is_manifest(kind) {
-            let room = self.client.room(descriptor.size).await;
+            let room = self.sources.room(descriptor.size).await;
             let (_, guard) = self.small_blob(reference, descriptor, Small::Document, guard, &room).await?;
             self.done_at_once(descriptor, guard);
             return Ok(());
@@ -372,10 +380,11 @@ impl Blobs {
 
     /// After bytes that were not what was promised; gives the error back when asking once more is of no use.
     fn once_more(&self, reference: &Reference, progress: &Progress<'_>, tries: usize, error: Error) -> Result<()> {
-        if !is_passing(&error) || tries >= TRIES {
+        // What lies in a place stays as it is.
+        if !is_passing(&error) || tries >= TRIES || self.sources.is_local(reference) {
             return Err(error);
         }
-        self.client.gives_no_parts(reference.registry());
+        self.sources.gives_no_parts(reference);
         progress.retried(&chain(&error));
         Ok(())
     }
@@ -445,10 +454,10 @@ impl Blobs {
         begin: Begin,
         chunks: mpsc::Sender<Bytes>,
         progress: &Progress<'_>,
-    ) -> Result<(), registry::Error> {
+    ) -> Result<(), source::Error> {
         let Begin { from, tag, mut tell } = begin;
         progress.add(from);
-        let mut body = self.client.blob(reference, descriptor, from, tag);
+        let mut body = self.sources.blob(reference, descriptor, from, tag);
         let mut host = None;
         while let Some(chunk) = body.chunk().await? {
             let bytes = chunk.len() as u64;
@@ -658,8 +667,8 @@ struct Begin {
 fn is_passing(error: &Error) -> bool {
     match error {
         // Longer than its descriptor says; a document over the limit stays over it.
-        Error::Registry(registry::Error::TooLarge { limit, .. }) => *limit < MAX_DOCUMENT,
-        Error::Registry(error) => matches!(error, registry::Error::WrongClaim { .. }),
+        Error::Source(source::Error::Registry(registry::Error::TooLarge { limit, .. })) => *limit < MAX_DOCUMENT,
+        Error::Source(source::Error::Registry(error)) => matches!(error, registry::Error::WrongClaim { .. }),
         Error::Content(error) => matches!(
             error,
             content::Error::TooShort { .. } | content::Error::TooLong { .. } | content::Error::WrongDigest { .. }

@@ -172,7 +172,8 @@ impl Fetcher {
         let name = reference.to_string();
         let mut aliases = vec![reference.digest_name(&target.digest), config.to_string()];
         aliases.retain(|alias| *alias != name);
-        let source = Some((reference.registry_host().to_owned(), reference.repository().to_owned()));
+        let registry = || (reference.registry_host().to_owned(), reference.repository().to_owned());
+        let source = (!self.blobs.sources.is_local(reference)).then(registry);
         let mut names: Vec<String> = names.iter().map(Reference::to_string).collect();
         names.retain(|other| *other != name);
         let labels = labels.clone();

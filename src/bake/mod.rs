@@ -58,6 +58,7 @@ use crate::snapshot::Stored;
 use crate::spec::{LockedImage, Policy};
 use crate::times::Times;
 use crate::trust::PublicKey;
+use crate::source::{self, Held, Local};
 use crate::{layer, registry, snapshot};
 
 /// Blobs under way at a time, unless asked otherwise.
@@ -67,9 +68,9 @@ pub const DEFAULT_CONCURRENCY: u8 = 6;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The registry did not give something.
+    /// The registry, or the place an image is in, did not give something.
     #[error(transparent)]
-    Registry(#[from] registry::Error),
+    Source(#[from] source::Error),
     /// A blob did not come right, or could not be stored.
     #[error(transparent)]
     Content(#[from] content::Error),
@@ -249,7 +250,7 @@ pub struct Request {
 }
 
 /// An image that is to be baked.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wanted {
     /// Its name.
     pub reference: Reference,
@@ -269,6 +270,8 @@ pub struct Wanted {
     pub keys: Vec<PublicKey>,
     /// What its name led to when it was locked; it is not asked for again.
     pub locked: Option<Arc<LockedImage>>,
+    /// The place it comes from, and what it is there; without one, its registry is asked.
+    pub from: Option<(Arc<Local>, Held)>,
 }
 
 impl Wanted {
@@ -289,6 +292,7 @@ impl Wanted {
             labels: BTreeMap::new(),
             keys: Vec::new(),
             locked: None,
+            from: None,
         }
     }
 }

@@ -14,8 +14,9 @@ use super::unpack::Stack;
 use super::{Error, Failure, Listener, Request, Result, Wanted};
 use crate::bolt::Lock;
 use crate::content::{Entry, Store};
+use crate::layer;
 use crate::metadata::{MetaDb, Wait};
-use crate::oci::{Digest, Platform};
+use crate::oci::{Descriptor, Digest, Platform};
 use crate::root::{Root, Space};
 use crate::snapshot::{Present, Stored};
 use crate::spec::{Choice, Policy};
@@ -96,6 +97,14 @@ pub(super) struct Ground<'g> {
 }
 
 impl Ground<'_> {
+    /// What a zstd layer that is there says of its contents.
+    fn zstd_content(&self, layer: &Descriptor) -> Result<Option<u64>> {
+        let file = self.store.open_blob(&layer.digest)?;
+        let content = layer::Files::new(vec![file]).and_then(|file| layer::zstd_content(&file));
+        // Whoever unpacks it will say what is wrong with it.
+        Ok(content.ok().flatten())
+    }
+
     /// Whether there is room for images whatever of them is there already, which costs no look at the root.
     pub(super) fn has_room(&self, policies: &Policies, images: &Images<Resolved>) -> Result<bool> {
         let (mut bytes, mut inodes) = (0, 0);
@@ -129,7 +138,8 @@ impl Ground<'_> {
         for blob in resolved().flat_map(|(_, image)| &image.blobs) {
             *holders.entry(blob.descriptor.digest.clone()).or_default() += 1;
         }
-        let mut sums = Sums { ground: self, seen: HashSet::new(), chains: HashSet::new(), holders };
+        let limit = policies.max_unpacked;
+        let mut sums = Sums { ground: self, limit, seen: HashSet::new(), chains: HashSet::new(), holders };
         let mut plan = Plan {
             images: Vec::new(),
             fetch: 0,
@@ -174,6 +184,8 @@ impl Ground<'_> {
 /// Adds up images, each blob and each chain once.
 struct Sums<'g> {
     ground: &'g Ground<'g>,
+    /// Most bytes of a layer.
+    limit: u64,
     seen: HashSet<Digest>,
     /// By namespace.
     chains: HashSet<(String, Digest)>,
@@ -181,6 +193,21 @@ struct Sums<'g> {
 }
 
 impl Sums<'_> {
+    /// What a layer that is not unpacked will take: as long as its archive is, where that is told.
+    fn unpacked(&self, layer: &Descriptor) -> Result<Estimate> {
+        let guess = estimate(layer);
+        let told = match layer.media_type.rsplit(['+', '.']).next() {
+            Some("tar") => Some(layer.size),
+            Some("zstd") if self.ground.store.stat(&layer.digest)?.is_some_and(|stat| stat.size == layer.size) => {
+                self.ground.zstd_content(layer)?
+            }
+            _ => None,
+        };
+        // Nobody has verified it yet; what is over the limit is refused when it comes to that.
+        let told = told.filter(|bytes| *bytes <= self.limit);
+        Ok(Estimate { bytes: told.unwrap_or(guess), guessed: told.is_none() })
+    }
+
     fn image(&mut self, image: &Resolved, plan: &mut Plan) -> Result<Planned> {
         let Wanted { reference, namespace, platforms, .. } = &*image.wanted;
         let mut planned = Planned {
@@ -219,7 +246,7 @@ impl Sums<'_> {
         for (i, layer) in stack.layers.iter().enumerate() {
             let size = match present.get(i) {
                 Some(Present { bytes: Some(bytes), .. }) => Estimate { bytes: *bytes, guessed: false },
-                _ => Estimate { bytes: estimate(&layer.descriptor), guessed: true },
+                _ => self.unpacked(&layer.descriptor)?,
             };
             planned.unpacked.add(size);
             let is_new = i >= present.len() && self.chains.insert((namespace.clone(), layer.chain.clone()));

@@ -9,7 +9,6 @@ use super::resolve::children;
 use crate::catalog::ImageBlob;
 use crate::metadata::labels;
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
-use crate::registry;
 use crate::trust::{PublicKey, SIGNATURE, is_signature};
 
 /// Referrers of one image, with those that refer to them.
@@ -73,7 +72,7 @@ impl Fetcher {
 
     /// By the registry's word, and by cosign's tags.
     async fn referrers_of(&self, reference: &Reference, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let mut all = self.blobs.client.referrers(reference, subject).await?;
+        let mut all = self.blobs.sources.referrers(reference, subject).await?;
         for suffix in COSIGN_TAGS {
             all.extend(self.tagged(reference, subject, suffix).await?);
         }
@@ -83,14 +82,14 @@ impl Fetcher {
     /// The manifest under the tag that cosign makes of a digest.
     async fn tagged(&self, reference: &Reference, subject: &Digest, suffix: &str) -> Result<Option<Descriptor>> {
         let tag = format!("{}{suffix}", subject.as_tag());
-        match self.blobs.client.document(reference, &tag, MAX_DOCUMENT, None).await {
+        match self.blobs.sources.document(reference, &tag, MAX_DOCUMENT, None).await {
             Ok(raw) => {
                 let digest = Digest::of(&raw.bytes);
                 let descriptor = Descriptor::new(raw.media_type.clone(), digest, raw.bytes.len() as u64);
                 self.blobs.keep(&descriptor, raw.bytes.clone()).await?;
                 Ok(Some(descriptor))
             }
-            Err(registry::Error::NotFound { .. }) => Ok(None),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -105,7 +104,7 @@ impl Fetcher {
         }
         let target = &image.blobs[0].descriptor.digest;
         let named = self.tagged(&image.wanted.reference, target, COSIGN_TAGS[0]).await?;
-        let referring = self.blobs.client.referrers(&image.wanted.reference, target).await?;
+        let referring = self.blobs.sources.referrers(&image.wanted.reference, target).await?;
         let may_sign = |referrer: &Descriptor| {
             referrer.artifact_type().is_none_or(|kind| SIGNATURES.iter().any(|begin| kind.starts_with(begin)))
         };

@@ -91,7 +91,7 @@ pub(super) fn run(args: DiscardArgs) -> Result<u8, Failed> {
 
 /// Why an image's layers stay, by its entry or a rule.
 fn protected(images: &[Image], spec: &Spec, name: &Reference, sizes: Sizes) -> Option<String> {
-    let entry = images.iter().find(|image| image.reference == *name).and_then(|image| image.policy);
+    let entry = images.iter().find(|image| image.named.reference() == Some(name)).and_then(|image| image.policy);
     let choice = choose((entry, None), &spec.rules, (Policy::UnpackDiscard, false), name, sizes);
     (choice.policy != Policy::UnpackDiscard).then(|| format!("by {}, its policy is {}", choice.reason, choice.policy))
 }

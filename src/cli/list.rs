@@ -45,7 +45,7 @@ pub(super) fn run(args: &ListArgs) -> Result<u8, Failed> {
     let mut images: Vec<Image> = Vec::new();
     let mut add = |more: Vec<Image>| {
         for image in more {
-            if images.iter().all(|known| known.reference != image.reference) {
+            if images.iter().all(|known| known.named != image.named) {
                 images.push(image);
             }
         }
@@ -65,13 +65,13 @@ pub(super) fn run(args: &ListArgs) -> Result<u8, Failed> {
     if args.json {
         output::say_json_lines(images.iter().map(|image| {
             let platforms: Vec<String> = image.platforms.iter().map(ToString::to_string).collect();
-            serde_json::json!({"image": image.reference.to_string(), "platforms": platforms})
+            serde_json::json!({"image": image.named.to_string(), "platforms": platforms})
         }));
     } else if args.toml {
         output::say(spec::to_toml(&images).trim_end());
     } else {
         for image in &images {
-            output::say(image.reference.to_string());
+            output::say(image.named.to_string());
         }
     }
     Ok(0)

@@ -14,7 +14,8 @@ Examples:
   prebake plan --root ./chroot --unpack-under 150MiB --file images.txt
   prebake plan -f bake.toml --locked --sync
   prebake plan -f bake.toml --json | jq 'select(.image) | {image, policy, because_of}'
-Sizes with a ~ are estimated: what layers unpack to is known only of those that are unpacked.";
+Sizes with a ~ are estimated: what layers unpack to is known of those that are unpacked, of those without compression, and
+of those with zstd that are here and say so.";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]

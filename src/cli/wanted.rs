@@ -1,7 +1,9 @@
 //! What is to be baked: images of the command line, of lists, and of a `bake.toml`.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use prebake::bake::{Trusted, Wanted};
@@ -9,7 +11,8 @@ use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE, check_namespace};
 use prebake::oci::{Platform, Reference};
 use prebake::root::CONTAINERD_ROOT;
 use prebake::snapshot::OVERLAYFS;
-use prebake::spec::{self, Image, Lock, Spec, SpecError};
+use prebake::source::{self, Held, Local};
+use prebake::spec::{self, Image, Lock, Named, Place, Spec, SpecError};
 use prebake::trust::PublicKey;
 
 use super::{Failed, RootArgs};
@@ -17,10 +20,11 @@ use super::{Failed, RootArgs};
 /// Which images.
 #[derive(Args)]
 pub(super) struct NamesArgs {
-    /// Images: nginx, nginx:1.27, registry.example:5000/team/app@sha256:…
-    #[arg(value_name = "REF")]
+    /// Images: nginx, nginx:1.27, registry.example:5000/team/app@sha256:…; or where they are: oci:DIR, oci-archive:FILE,
+    /// docker-archive:FILE, containerd:ROOT, bundle:FILE, with :NAME behind it for one of them; NAME=PLACE names it anew
+    #[arg(value_name = "IMAGE")]
     references: Vec<String>,
-    /// A bake.toml, or a list with one reference a line (# starts a comment); - is standard input
+    /// A bake.toml, or a list with one image a line (# starts a comment); - is standard input
     #[arg(long, short, value_name = "FILE")]
     file: Vec<PathBuf>,
 }
@@ -92,7 +96,7 @@ impl NamesArgs {
 
     /// The images' names alone; without any, an error.
     pub(super) fn references(&self) -> Result<Vec<Reference>, Failed> {
-        Ok(self.read()?.0.into_iter().map(|image| image.reference).collect())
+        Ok(expand(self.read()?.0)?.into_iter().map(|chosen| chosen.reference).collect())
     }
 
     /// Reads the files; everything that is wrong with references is named at once.
@@ -103,8 +107,8 @@ impl NamesArgs {
         let mut wrong = Vec::new();
         let mut images = Vec::new();
         for text in &self.references {
-            match text.parse::<Reference>() {
-                Ok(reference) => images.push(Image::new(reference)),
+            match Named::parse(text) {
+                Ok(named) => images.push(Image::new(named)),
                 Err(error) => wrong.push(error.to_string()),
             }
         }
@@ -160,8 +164,8 @@ impl WantedArgs {
         let namespace = namespace.unwrap_or_else(|| K8S_NAMESPACE.to_owned());
         check_namespace(&namespace).map_err(Failed::new)?;
         let platform = self.platform.clone().or_else(|| target.platform.clone()).unwrap_or_else(Platform::host);
-        let wanted = |image: Image| {
-            let Image { reference, policy, pin, names, labels, platforms, namespace: own, verify_keys } = image;
+        let wanted = |Chosen { reference, from, image }: Chosen| {
+            let Image { named: _, policy, pin, names, labels, platforms, namespace: own, verify_keys } = image;
             let namespace = own.unwrap_or_else(|| namespace.clone());
             check_namespace(&namespace).map_err(Failed::new)?;
             let keys = verify_keys.iter().map(|path| key(path)).collect::<Result<_, _>>().map_err(Failed::usage)?;
@@ -169,9 +173,9 @@ impl WantedArgs {
             all_labels.extend(labels);
             let platforms = if platforms.is_empty() { vec![platform.clone()] } else { platforms };
             let locked = None;
-            Ok(Wanted { reference, namespace, platforms, policy, pin, names, labels: all_labels, keys, locked })
+            Ok(Wanted { reference, namespace, platforms, policy, pin, names, labels: all_labels, keys, locked, from })
         };
-        let mut images: Vec<Wanted> = images.into_iter().map(wanted).collect::<Result<_, Failed>>()?;
+        let mut images: Vec<Wanted> = expand(images)?.into_iter().map(wanted).collect::<Result<_, Failed>>()?;
         if self.locked {
             self.lock(&mut images)?;
         }
@@ -206,6 +210,64 @@ impl WantedArgs {
             image.locked = locked.cloned();
         }
         if missing.is_empty() { Ok(()) } else { Err(Failed::usage(missing.join("\n"))) }
+    }
+}
+
+/// An image by its name.
+pub(super) struct Chosen {
+    pub(super) reference: Reference,
+    /// The place it is in, and what it is there.
+    pub(super) from: Option<(Arc<Local>, Held)>,
+    /// What else was said of it.
+    pub(super) image: Image,
+}
+
+/// Opens the places that images are in; everything that is wrong with them is named at once.
+pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
+    let mut open: HashMap<Place, Arc<Local>> = HashMap::new();
+    let (mut all, mut failure): (Vec<Chosen>, Option<Failed>) = (Vec::new(), None);
+    for image in images {
+        let one = of_image(image, &mut |place| {
+            if let Some(local) = open.get(place) {
+                return Ok(local.clone());
+            }
+            let local = Arc::new(Local::open(place)?);
+            open.insert(place.clone(), local.clone());
+            Ok(local)
+        });
+        match (one, &mut failure) {
+            (Ok(chosen), _) => all.extend(chosen),
+            (Err(error), None) => failure = Some(Failed::new(error)),
+            (Err(error), Some(failure)) => failure.message = format!("{}\n{}", failure.message, Failed::new(error).message),
+        }
+    }
+    failure.map_or(Ok(all), Err)
+}
+
+fn of_image(
+    image: Image,
+    open: &mut dyn FnMut(&Place) -> Result<Arc<Local>, source::Error>,
+) -> Result<Vec<Chosen>, source::Error> {
+    let one = |reference: Reference, from| Chosen { reference, from, image: image.clone() };
+    match &image.named {
+        Named::Registry(reference) => Ok(vec![one(reference.clone(), None)]),
+        Named::As(reference, place) => {
+            let local = open(place)?;
+            let held = local.image()?;
+            Ok(vec![one(reference.clone(), Some((local, held)))])
+        }
+        Named::Place(place) => {
+            let local = open(place)?;
+            let mut all = Vec::new();
+            for held in local.chosen()? {
+                let reference = held.reference().ok_or_else(|| source::Error::Nameless {
+                    place: local.place().to_owned(),
+                    tag: held.name.clone().unwrap_or_else(|| held.target.digest.to_string()),
+                })?;
+                all.push(one(reference, Some((local.clone(), held))));
+            }
+            Ok(all)
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! Layer bytes: compression, tar streams, and what they make of a directory.
 
 mod apply;
+mod at;
 mod differ;
 mod dirs;
+mod frames;
 mod inflate;
+mod members;
 mod pack;
 mod read;
 mod stream;
@@ -18,8 +21,11 @@ use std::path::Path;
 use rustix::io::Errno;
 
 pub use apply::{Lowers, Onto};
+pub use at::{Files, ReadAt, Section};
 pub use differ::{Differences, differences};
+pub use frames::{Frames, zstd_content};
 pub use inflate::{Block, Buffers, Gunzip, GzipError};
+pub use members::{Member, decompress, is_compressed, members};
 pub use pack::{Compression, File, Kind, compress, tar};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};
 pub use stream::{Job, entries, unpack};

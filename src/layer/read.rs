@@ -217,6 +217,26 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
+    /// What it reads from.
+    pub(super) fn source(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// Bytes of the current entry that are still to come.
+    pub(super) fn left(&self) -> u64 {
+        u64::try_from(self.left).unwrap_or(0)
+    }
+
+    /// Whether the current entry has holes.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.fragments.is_some()
+    }
+
+    /// The source was moved behind the current entry's contents.
+    pub(super) fn passed(&mut self) {
+        self.left = 0;
+    }
+
     /// Passes over what is left of the current entry; `false` when the archive ends in its padding, which Go lets pass.
     fn skip(&mut self) -> Result<bool> {
         while self.left > 0 {

@@ -15,14 +15,14 @@ use crate::oci::{Algorithm, Digest, Hasher, media_type};
 /// Blocks on their way to a thread. With those the threads hold, a layer takes no more memory than this allows.
 const BLOCKS: usize = 16;
 /// The largest window of a zstd frame, as a power of two: what `zstd --ultra -22` makes.
-const ZSTD_WINDOW_LOG: u32 = 27;
+pub(super) const ZSTD_WINDOW_LOG: u32 = 27;
 /// What zstd's own frames begin with, and frames to be skipped, but for four bits (RFC 8878, 3.1).
-const ZSTD_MAGIC: u32 = 0xfd2f_b528;
-const ZSTD_SKIPPABLE: u32 = 0x184d_2a50;
+pub(super) const ZSTD_MAGIC: u32 = 0xfd2f_b528;
+pub(super) const ZSTD_SKIPPABLE: u32 = 0x184d_2a50;
 const OCI_NONDISTRIBUTABLE: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
 const DOCKER: &str = "application/vnd.docker.";
 /// What a gzip member begins with (RFC 1952, 2.3.1).
-const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
+pub(super) const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 
 /// What is to be made of a layer.
 pub struct Job<'a> {

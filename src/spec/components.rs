@@ -61,7 +61,7 @@ pub fn from_components(text: &str, place: &str) -> Result<Vec<Image>, SpecError>
                     continue;
                 }
             };
-            if images.iter().all(|image| image.reference != reference) {
+            if images.iter().all(|image| image.named.reference() != Some(&reference)) {
                 let platforms = only_amd64.then(|| Platform::new("linux", "amd64", "")).into_iter().collect();
                 images.push(Image { platforms, ..Image::new(reference) });
             }
@@ -84,7 +84,7 @@ mod tests {
             {"downloadURL": "mcr.example/old:*", "amd64OnlyVersions": null, "multiArchVersions": ["1", ""]}
           ], "GPUContainerImages": [{"downloadURL": "mcr.example/gpu:*", "gpuVersion": {"latestVersion": "1"}}], "Packages": []}"#;
         let images = from_components(text, "components.json").expect("images");
-        let names: Vec<String> = images.iter().map(|image| image.reference.to_string()).collect();
+        let names: Vec<String> = images.iter().map(|image| image.named.to_string()).collect();
         assert_eq!(
             names,
             [

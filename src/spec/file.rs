@@ -7,7 +7,7 @@ use serde::de::{self, IntoDeserializer, MapAccess, Visitor, value::MapAccessDese
 use serde::{Deserialize, Deserializer};
 
 use super::rules::{Policy, Rule};
-use super::{SpecError, Wrong, size};
+use super::{Named, SpecError, Wrong, size};
 use crate::oci::{Platform, Reference};
 
 /// A bake: into which root, which images, and what becomes of them. Paths are relative to the file's directory.
@@ -69,8 +69,8 @@ pub struct Defaults {
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Its name.
-    pub reference: Reference,
+    /// Its name, or the place it is in; all images of a place have the same settings.
+    pub named: Named,
     /// What becomes of its layers.
     pub policy: Option<Policy>,
     /// Whether kubelet must never remove it.
@@ -91,8 +91,8 @@ pub struct Image {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct ImageTable {
-    #[serde(rename = "ref", deserialize_with = "reference")]
-    reference: Reference,
+    #[serde(rename = "ref", deserialize_with = "named")]
+    named: Named,
     policy: Option<Policy>,
     pin: Option<bool>,
     #[serde(default, deserialize_with = "references")]
@@ -125,9 +125,9 @@ pub struct Registries {
 
 impl Image {
     /// One of which nothing but its name is said.
-    pub fn new(reference: Reference) -> Self {
+    pub fn new(named: impl Into<Named>) -> Self {
         Self {
-            reference,
+            named: named.into(),
             policy: None,
             pin: None,
             names: Vec::new(),
@@ -139,33 +139,45 @@ impl Image {
     }
 }
 
-fn reference<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reference, D::Error> {
-    struct Name;
-    impl Visitor<'_> for Name {
-        type Value = Reference;
+/// A text that the reader of something understands.
+fn read<'de, D: Deserializer<'de>, T, E: std::fmt::Display>(
+    deserializer: D,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, D::Error> {
+    struct Text<F>(F);
+    impl<T, E: std::fmt::Display, F: Fn(&str) -> Result<T, E>> Visitor<'_> for Text<F> {
+        type Value = T;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("the name of an image")
         }
 
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Reference, E> {
-            text.parse().map_err(E::custom)
+        fn visit_str<D: de::Error>(self, text: &str) -> Result<T, D> {
+            self.0(text).map_err(D::custom)
         }
     }
-    deserializer.deserialize_str(Name)
+    deserializer.deserialize_str(Text(read))
+}
+
+fn reference<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reference, D::Error> {
+    read(deserializer, str::parse)
+}
+
+fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Named, D::Error> {
+    read(deserializer, Named::parse)
 }
 
 /// A reference in an array.
-struct Named(Reference);
+struct Ref(Reference);
 
-impl<'de> Deserialize<'de> for Named {
+impl<'de> Deserialize<'de> for Ref {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         reference(deserializer).map(Self)
     }
 }
 
 fn references<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Reference>, D::Error> {
-    Ok(Vec::<Named>::deserialize(deserializer)?.into_iter().map(|Named(reference)| reference).collect())
+    Ok(Vec::<Ref>::deserialize(deserializer)?.into_iter().map(|Ref(reference)| reference).collect())
 }
 
 impl<'de> Deserialize<'de> for Image {
@@ -179,13 +191,13 @@ impl<'de> Deserialize<'de> for Image {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Image, E> {
-                reference(text.into_deserializer()).map(Image::new)
+                named(text.into_deserializer()).map(Image::new)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Image, A::Error> {
-                let ImageTable { reference, policy, pin, names, labels, platforms, namespace, verify_keys } =
+                let ImageTable { named, policy, pin, names, labels, platforms, namespace, verify_keys } =
                     Deserialize::deserialize(MapAccessDeserializer::new(table))?;
-                Ok(Image { reference, policy, pin, names, labels, platforms, namespace, verify_keys })
+                Ok(Image { named, policy, pin, names, labels, platforms, namespace, verify_keys })
             }
         }
         deserializer.deserialize_any(TextOrTable)
@@ -203,6 +215,9 @@ impl Spec {
 
     /// Makes paths that are relative to the file's directory such to the current one.
     pub fn resolve_paths(&mut self, dir: &Path) {
+        for place in self.images.iter_mut().filter_map(|image| image.named.place_mut()) {
+            place.dir = dir.join(&place.dir);
+        }
         let keys = self.images.iter_mut().flat_map(|image| &mut image.verify_keys);
         let own = self.target.root.iter_mut().chain(&mut self.registries.hosts_dir);
         for path in own.chain(&mut self.defaults.verify_keys).chain(keys) {
@@ -240,7 +255,7 @@ mod tests {
         assert_eq!(spec.rules[1].over, Some(150 << 20));
         assert_eq!(spec.registries.bandwidth, Some(50 << 20));
         let [plain, table] = &spec.images[..] else { panic!("{:?}", spec.images) };
-        assert_eq!(plain, &Image::new("registry.k8s.io/pause:3.10".parse().expect("a reference")));
+        assert_eq!(plain, &Image::new("registry.k8s.io/pause:3.10".parse::<Reference>().expect("a reference")));
         assert_eq!(table.policy, Some(Policy::UnpackDiscard));
         assert_eq!(table.platforms.len(), 2);
         assert_eq!(table.names[0].to_string(), "registry.example/web:stable");

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::file::Image;
+use crate::oci::Reference;
 use super::{SpecError, Wrong, list};
 
 /// Where a pod's description names containers.
@@ -35,7 +36,7 @@ pub fn from_kubernetes(text: &str, place: &str) -> Result<Vec<Image>, SpecError>
     }
     let (mut images, mut wrong, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
     for name in names.into_iter().filter(|name| seen.insert(*name)) {
-        match name.parse() {
+        match name.parse::<Reference>() {
             Ok(reference) => images.push(Image::new(reference)),
             Err(error) => wrong.push(Wrong { line: line_of(text, name), column: None, what: error.to_string() }),
         }
@@ -68,7 +69,7 @@ mod tests {
 
     fn names(text: &str) -> Vec<String> {
         let images = from_kubernetes(text, "all.yaml").expect("images");
-        images.iter().map(|image| image.reference.to_string()).collect()
+        images.iter().map(|image| image.named.to_string()).collect()
     }
 
     #[test]

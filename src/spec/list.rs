@@ -1,23 +1,24 @@
 //! Lists of images, and telling them from a `bake.toml`.
 
 use super::file::{Image, Spec};
-use super::{SpecError, Wrong};
-use crate::oci::Reference;
+use super::{Named, Place, SpecError, Wrong};
 
-/// Reads a `bake.toml`, or a plain list: a reference a line, `#` starts a comment.
+/// Reads a `bake.toml`, or a plain list: an image a line, as [`Named`] reads it; `#` starts a comment.
 ///
 /// # Errors
 /// [`SpecError`] with everything that is wrong.
 pub fn parse(text: &str, place: &str) -> Result<Spec, SpecError> {
-    let is_toml = |line: &str| line.contains('=') || line.starts_with('[') && line.ends_with(']');
+    // `NAME=PLACE` has no blank around its sign, and no name of an image is a key of ours.
+    let is_key = |line: &str| line.split_once('=').is_some_and(|(_, value)| Place::parse(value) == Ok(None));
+    let is_toml = |line: &str| is_key(line) || line.starts_with('[') && line.ends_with(']');
     if lines(text).any(|(_, line)| is_toml(line)) {
         return Spec::parse(text, place);
     }
     let mut wrong = Vec::new();
     let mut images = Vec::new();
     for (number, line) in lines(text) {
-        match line.parse::<Reference>() {
-            Ok(reference) => images.push(Image::new(reference)),
+        match Named::parse(line) {
+            Ok(named) => images.push(Image::new(named)),
             Err(error) => wrong.push(Wrong { line: Some(number), column: None, what: error.to_string() }),
         }
     }
@@ -48,12 +49,12 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 /// A `bake.toml` that names these images, and asks nothing of them.
 pub fn to_toml(images: &[Image]) -> String {
     let line = |image: &Image| {
-        let reference = &image.reference;
+        let named = &image.named;
         if image.platforms.is_empty() {
-            return format!("    \"{reference}\",\n");
+            return format!("    \"{named}\",\n");
         }
         let platforms: Vec<String> = image.platforms.iter().map(|platform| format!("\"{platform}\"")).collect();
-        format!("    {{ ref = \"{reference}\", platforms = [{}] }},\n", platforms.join(", "))
+        format!("    {{ ref = \"{named}\", platforms = [{}] }},\n", platforms.join(", "))
     };
     format!("images = [\n{}]\n", images.iter().map(line).collect::<String>())
 }
@@ -64,9 +65,12 @@ mod tests {
 
     #[test]
     fn lists_and_specs() {
-        let list = parse("# comment\n\nnginx   # why\n[::1]:5000/a:1\n", "list").expect("a list");
-        let names: Vec<String> = list.images.iter().map(|image| image.reference.to_string()).collect();
-        assert_eq!(names, ["docker.io/library/nginx:latest", "[::1]:5000/a:1"]);
+        let list = parse("# comment\n\nnginx   # why\n[::1]:5000/a:1\na=oci:b\nbundle:c=d\n", "list").expect("a list");
+        let names: Vec<String> = list.images.iter().map(|image| image.named.to_string()).collect();
+        assert_eq!(
+            names,
+            ["docker.io/library/nginx:latest", "[::1]:5000/a:1", "docker.io/library/a:latest=oci:b", "bundle:c=d"]
+        );
         assert_eq!(parse("[target] # there\n[[images]]\nref = 'a'", "x").expect("a spec").images.len(), 1);
         assert_eq!(parse("images = ['a']", "x").expect("a spec").images.len(), 1);
         assert_eq!(parse(" \n# nothing\n", "x").expect("an empty list"), Spec::default());

@@ -5,6 +5,7 @@ mod file;
 mod kubernetes;
 mod list;
 mod lock;
+mod place;
 mod rules;
 mod size;
 
@@ -13,6 +14,7 @@ pub use file::{Defaults, Image, Registries, Spec, Target};
 pub use kubernetes::from_kubernetes;
 pub use list::{parse, to_toml};
 pub use lock::{Lock, LockedImage, LockedPlatform};
+pub use place::{Named, Place, PlaceError, Scheme};
 pub use rules::{Choice, Policy, Reason, Rule, Sizes, choose};
 pub use size::parse_size;
 
