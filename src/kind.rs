@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec};
+use crate::{bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -106,12 +106,38 @@ impl From<&source::Error> for Kind {
             Error::Registry(error) => error.into(),
             Error::Io { source, .. } => source.into(),
             Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => Self::Corrupt,
-            Error::TooLarge { .. } => Self::Corrupt,
+            Error::TooLarge { .. } | Error::Damaged { .. } => Self::Corrupt,
             Error::Lacks { .. } | Error::Which { .. } | Error::Nameless { .. } => Self::InvalidInput,
             Error::NoImage { .. } | Error::Absent { .. } | Error::Part { .. } => Self::NotFound,
             Error::Content(error) => error.into(),
             Error::Metadata(error) => error.into(),
             Error::Root(error) => error.into(),
+            Error::Task => Self::Io,
+        }
+    }
+}
+
+impl From<&bundle::Error> for Kind {
+    fn from(error: &bundle::Error) -> Self {
+        use bundle::Error;
+        match error {
+            Error::Source(error) => error.into(),
+            Error::Bake(error) => error.into(),
+            Error::Content(error) => error.into(),
+            Error::Root(error) => error.into(),
+            Error::Catalog(error) => error.into(),
+            Error::Images(failed) => {
+                let mut kinds = failed.iter().filter_map(|image| Some(image.failure.as_ref()?.kind));
+                let first = kinds.next().unwrap_or(Self::Io);
+                if kinds.all(|kind| kind == first) { first } else { Self::Unavailable }
+            }
+            Error::Io { source, .. } => source.into(),
+            Error::Length { .. } | Error::WrongDigest { .. } | Error::Contents { .. } => Self::Corrupt,
+            Error::WrongSignature(_) | Error::Unsigned(_) => Self::Corrupt,
+            Error::NoSpace { .. } => Self::NoSpace,
+            Error::NoBundle(_) | Error::Inventory { .. } => Self::InvalidInput,
+            Error::Lacking { .. } | Error::Export { .. } => Self::NotFound,
+            Error::Stopped => Self::Unavailable,
             Error::Task => Self::Io,
         }
     }
@@ -334,6 +360,7 @@ impl From<&care::Error> for Kind {
         use care::Error;
         match error {
             Error::Content(error) => error.into(),
+            Error::Source(error) => error.into(),
             Error::Metadata(error) => error.into(),
             Error::Root(error) => error.into(),
             Error::Catalog(error) => error.into(),

@@ -5,6 +5,7 @@ pub mod bake;
 pub mod bolt;
 pub mod bootstrap;
 pub mod care;
+pub mod bundle;
 pub mod catalog;
 pub mod content;
 pub mod duration;

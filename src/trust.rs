@@ -6,7 +6,10 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey, VerificationAlgorithm};
+use ring::rand::SystemRandom;
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey, VerificationAlgorithm,
+};
 use serde::Deserialize;
 
 use crate::oci::Digest;
@@ -90,16 +93,70 @@ pub fn is_signature(media_type: &str) -> bool {
     media_type == PAYLOAD || media_type.starts_with(BUNDLE)
 }
 
+/// What a private key in PEM stands between.
+const PRIVATE: (&str, &str) = ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----");
+const PUBLIC: (&str, &str) = ("-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----");
+/// Characters of a line in PEM (RFC 7468).
+const LINE: usize = 64;
+
+fn from_pem(text: &str, (begin, end): (&str, &str)) -> Option<Vec<u8>> {
+    let (_, rest) = text.split_once(begin)?;
+    let (body, _) = rest.split_once(end)?;
+    STANDARD.decode(body.split_ascii_whitespace().collect::<String>()).ok()
+}
+
+fn to_pem(der: &[u8], (begin, end): (&str, &str)) -> String {
+    let body = STANDARD.encode(der);
+    let lines: String = body.as_bytes().chunks(LINE).map(|line| format!("{}\n", String::from_utf8_lossy(line))).collect();
+    format!("{begin}\n{lines}{end}\n")
+}
+
+/// A key that signs: Ed25519, in PKCS #8 (RFC 8410), as `openssl genpkey -algorithm ed25519` makes it as well.
+pub struct SigningKey(Ed25519KeyPair);
+
+/// A text that is no private key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a private key of Ed25519 in PEM, as `prebake bundle keygen` makes")]
+pub struct SigningKeyError;
+
+impl SigningKey {
+    /// A new one, in PEM.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn generate() -> std::io::Result<String> {
+        let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
+        let der = der.map_err(|_| std::io::Error::other("the system has no random numbers"))?;
+        Ok(to_pem(der.as_ref(), PRIVATE))
+    }
+
+    /// Reads a key in PEM.
+    ///
+    /// # Errors
+    /// [`SigningKeyError`].
+    pub fn parse(pem: &str) -> Result<Self, SigningKeyError> {
+        let der = from_pem(pem, PRIVATE).ok_or(SigningKeyError)?;
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).map(Self).map_err(|_| SigningKeyError)
+    }
+
+    /// A signature of these bytes, in base64.
+    pub fn sign(&self, bytes: &[u8]) -> String {
+        STANDARD.encode(self.0.sign(bytes))
+    }
+
+    /// The key that such signatures are checked with, in PEM.
+    pub fn public_key(&self) -> String {
+        to_pem(&[&EDWARDS[..], self.0.public_key().as_ref()].concat(), PUBLIC)
+    }
+}
+
 impl PublicKey {
     /// Reads a key in PEM.
     ///
     /// # Errors
     /// [`KeyError`].
     pub fn parse(pem: &str) -> Result<Self, KeyError> {
-        let (_, rest) = pem.split_once("-----BEGIN PUBLIC KEY-----").ok_or(KeyError)?;
-        let (body, _) = rest.split_once("-----END PUBLIC KEY-----").ok_or(KeyError)?;
-        let body: String = body.split_ascii_whitespace().collect();
-        let der = STANDARD.decode(body).map_err(|_| KeyError)?;
+        let der = from_pem(pem, PUBLIC).ok_or(KeyError)?;
         let (algorithm, key): (&'static dyn VerificationAlgorithm, &[u8]) =
             match (der.strip_prefix(&P256), der.strip_prefix(&EDWARDS)) {
                 (Some(point), _) if point.len() == 65 => (&ECDSA_P256_SHA256_ASN1, point),
@@ -107,6 +164,11 @@ impl PublicKey {
                 _ => return Err(KeyError),
             };
         Ok(Self(UnparsedPublicKey::new(algorithm, key.to_owned())))
+    }
+
+    /// Whether `signature`, in base64, is one of these bytes with this key.
+    pub fn signed(&self, bytes: &[u8], signature: &str) -> bool {
+        self.has_signed(bytes, signature) == Some(true)
     }
 
     /// Whether a layer of an artifact is a signature with this key, of that manifest. `annotation` is the layer's

@@ -134,6 +134,14 @@ impl Blobs {
         }
     }
 
+    /// The documents that are kept in memory.
+    pub(super) fn documents(&self) -> HashMap<Digest, Bytes> {
+        match &self.place {
+            Place::Root(_) => HashMap::new(),
+            Place::Memory(documents) => documents.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
     pub(super) fn totals(&self) -> Totals {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -20,6 +20,7 @@ mod refetch;
 mod report;
 mod resolve;
 mod settle;
+mod survey;
 mod unpack;
 
 use std::collections::{BTreeMap, HashSet};
@@ -44,6 +45,7 @@ use record::{Baked, Snapshots, record};
 pub use refetch::{Lost, refetch};
 pub use report::{Detail, Recorder};
 use settle::{Before, add_times, times_of};
+pub use survey::{Survey, Surveyed, survey};
 use unpack::{Stack, Unpacker};
 
 use crate::bolt::Lock;

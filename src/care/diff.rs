@@ -1,6 +1,7 @@
 //! What differs between two roots, or two locks: images, their layers, and the files in them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,20 +15,44 @@ use crate::bolt::Lock;
 use crate::content::Store;
 use crate::layer::{self, Buffers, Entry, EntryKind, Job};
 use crate::metadata::{MetaDb, Wait};
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{Config, Descriptor, Digest, Document, Platform};
 use crate::root::Root;
+use crate::source::{Held, Local};
 
 /// What a whiteout's name begins with, and the one that hides a whole directory (image specification, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Indexes inside an index.
+const MAX_DEPTH: usize = 5;
 
 /// One of two sides.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Side {
     /// Its images by name.
     pub images: BTreeMap<String, SideImage>,
     /// Where its layers are, if they are anywhere.
-    store: Option<Store>,
+    blobs: Option<Blobs>,
+}
+
+/// Where layers are.
+enum Blobs {
+    Store(Store),
+    Place(Arc<Local>),
+}
+
+impl Blobs {
+    fn open(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>> {
+        match self {
+            Self::Store(store) => match store.stat(digest)? {
+                Some(_) => Ok(Some(Box::new(store.open_blob(digest)?))),
+                None => Ok(None),
+            },
+            Self::Place(local) => match local.size(digest)? {
+                Some(_) => Ok(Some(local.read(digest, 0)?)),
+                None => Ok(None),
+            },
+        }
+    }
 }
 
 /// An image of a side.
@@ -82,7 +107,7 @@ pub struct FileChange {
 impl Side {
     /// A side with images alone.
     pub fn of_images(images: BTreeMap<String, SideImage>) -> Self {
-        Self { images, store: None }
+        Self { images, blobs: None }
     }
 
     /// The images of a namespace of a root, by names that say more than a digest, where they have one.
@@ -104,16 +129,29 @@ impl Side {
             let names = image.rows.iter().filter(|row| !named || !is_by_digest(&row.name));
             images.extend(names.map(|row| (row.name.clone(), side.clone())));
         }
-        Ok(Self { images, store: Some(whole.store) })
+        Ok(Self { images, blobs: Some(Blobs::Store(whole.store)) })
+    }
+
+    /// The images of a place, as they are for this machine, or else for the first one that is there.
+    ///
+    /// # Errors
+    /// [`super::Error::Source`] when it cannot be read.
+    pub fn of_place(local: Local) -> Result<Self> {
+        let mut images = BTreeMap::new();
+        for held in local.chosen()? {
+            let Some(name) = &held.name else { continue };
+            images.insert(name.clone(), SideImage { target: held.target.digest.clone(), layers: layers(&local, &held)? });
+        }
+        Ok(Self { images, blobs: Some(Blobs::Place(Arc::new(local))) })
     }
 
     /// The files of an image, by path; `None` where its layers are not all here.
     fn files(&self, image: &SideImage) -> Result<Option<Files>> {
-        let Some(store) = &self.store else { return Ok(None) };
+        let Some(blobs) = &self.blobs else { return Ok(None) };
         let mut files = Files::default();
         let buffers = Arc::new(Buffers::default());
         for (layer, diff_id) in &image.layers {
-            let (Some(diff_id), Some(_)) = (diff_id, store.stat(&layer.digest)?) else { return Ok(None) };
+            let (Some(diff_id), Some(blob)) = (diff_id, blobs.open(&layer.digest)?) else { return Ok(None) };
             let job = Job {
                 media_type: &layer.media_type,
                 diff_id,
@@ -123,11 +161,44 @@ impl Side {
                 stop: &|| false,
             };
             files.begin();
-            layer::entries(store.open_blob(&layer.digest)?, &job, &mut |entry, digest| files.add(entry, digest))
+            layer::entries(blob, &job, &mut |entry, digest| files.add(entry, digest))
                 .map_err(|source| super::Error::Layer { digest: layer.digest.clone(), source })?;
         }
         Ok(Some(files))
     }
+}
+
+/// The layers of an image of a place, with the digests of their archives where those are known.
+fn layers(local: &Local, held: &Held) -> Result<Vec<(Descriptor, Option<Digest>)>> {
+    let host = Platform::host();
+    let mut target = held.target.clone();
+    for _ in 0..MAX_DEPTH {
+        let manifest = match Document::parse(&local.small(&target.digest)?, &target.media_type) {
+            Err(_) => break,
+            Ok((Document::Manifest(manifest), _)) => manifest,
+            Ok((Document::Index(index), _)) => {
+                let mut there = Vec::new();
+                for entry in index.manifests {
+                    if local.size(&entry.digest)?.is_some() {
+                        there.push(entry);
+                    }
+                }
+                let own = there.iter().position(|entry| entry.platform().as_ref() == Some(&host)).unwrap_or(0);
+                if there.is_empty() {
+                    break;
+                }
+                target = there.swap_remove(own);
+                continue;
+            }
+        };
+        let config = match local.size(&manifest.config.digest)? {
+            Some(_) => Config::parse(&local.small(&manifest.config.digest)?).ok(),
+            None => None,
+        };
+        let diff_ids = config.and_then(|config| config.diff_ids).unwrap_or_default().into_iter().map(Some);
+        return Ok(manifest.layers.into_iter().zip(diff_ids.chain(std::iter::repeat(None))).collect());
+    }
+    Ok(Vec::new())
 }
 
 /// Compares two sides; the files of images that changed as well, where that is asked for.

@@ -31,7 +31,7 @@ pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
 pub use prune::{Decision, Fate, Kept as KeptNames, Prune, Pruned, Unused, Which, prune};
 pub use release::{Release, ReleaseError};
-pub use repair::{Fetch, Mended, Missing, Repair, RepairReport, repair};
+pub use repair::{Fetch, Mended, Missing, Repair, RepairFrom, RepairReport, repair};
 pub use seal::seal;
 pub use start::{ImageStart, Start, StartReport, Verdict, would_start};
 pub use used::Need;
@@ -39,7 +39,7 @@ pub use why::{Step, Way, Why, why};
 
 use crate::oci::Digest;
 use crate::root::RootError;
-use crate::{catalog, content, layer, metadata, snapshot};
+use crate::{catalog, content, layer, metadata, snapshot, source};
 
 /// Why a root cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,9 @@ pub enum Error {
     /// The content store cannot be read.
     #[error(transparent)]
     Content(#[from] content::Error),
+    /// A place that holds images cannot be read.
+    #[error(transparent)]
+    Source(#[from] source::Error),
     /// containerd's metadata cannot be read, or a containerd runs.
     #[error(transparent)]
     Metadata(#[from] metadata::Error),

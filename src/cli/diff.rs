@@ -7,7 +7,8 @@ use prebake::care::{self, Difference, Side, SideImage};
 use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
 use prebake::oci::Digest;
 use prebake::root::CONTAINERD_ROOT;
-use prebake::spec::Lock;
+use prebake::source::Local;
+use prebake::spec::{Lock, Place};
 
 use super::{Failed, RootArgs, output, wanted};
 
@@ -16,12 +17,13 @@ Examples:
   prebake diff ./last-week ./chroot
   prebake diff --files ./last-week ./chroot
   prebake diff bake.lock ./chroot
-Each side is a root, or a bake.lock. Exits with 1 when they differ.";
+  prebake diff bundle:last-week.bundle bundle:site.bundle
+Each side is a root, a bake.lock, or a place such as bundle:FILE or oci:DIR. Exits with 1 when they differ.";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DiffArgs {
-    /// A root, or a bake.lock
+    /// A root, a bake.lock, or a place
     first: PathBuf,
     /// Another
     second: PathBuf,
@@ -51,6 +53,9 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failed> {
 }
 
 fn side(args: &DiffArgs, path: &Path) -> Result<Side, Failed> {
+    if let Some(place) = path.to_str().map(Place::parse).transpose().map_err(Failed::usage_of)?.flatten() {
+        return Side::of_place(Local::open(&place).map_err(Failed::new)?).map_err(Failed::new);
+    }
     if path.is_file() {
         let lock = Lock::parse(&wanted::text(path)?, &path.display().to_string()).map_err(Failed::new)?;
         let image = |name: &String, image: &prebake::spec::LockedImage| {

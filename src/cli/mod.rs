@@ -4,11 +4,13 @@ mod bake;
 mod board;
 mod bolt;
 mod bootstrap;
+mod bundle;
 mod check;
 mod demo;
 mod diff;
 mod discard;
 mod du;
+mod export;
 mod images;
 mod list;
 #[cfg(feature = "live")]
@@ -99,6 +101,12 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Finish a root: nothing in it but containerd's own files, all synced and checked
     Seal(seal::SealArgs),
+    /// Carry images to where there is no network: in one archive, or in what it lacks of one
+    Bundle(bundle::BundleArgs),
+    /// Write down which blobs a root really has, for `bundle create --since`
+    Inventory(bundle::InventoryArgs),
+    /// Write images of a root into an OCI layout, an archive of one, or what `docker load` takes
+    Export(export::ExportArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
@@ -177,6 +185,11 @@ impl Failed {
         Self { kind: Kind::from(&error), message: prebake::kind::chain(&error) }
     }
 
+    /// An argument that cannot be used, and why.
+    fn usage_of(error: impl std::error::Error) -> Self {
+        Self::usage(error.to_string())
+    }
+
     fn usage(message: impl Into<String>) -> Self {
         Self { kind: Kind::InvalidInput, message: message.into() }
     }
@@ -204,6 +217,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Du(args) => args.json,
         Command::Diff(args) => args.json,
         Command::Seal(args) => args.output.json,
+        Command::Bundle(args) => args.json(),
+        Command::Inventory(_) => false,
+        Command::Export(args) => args.out.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Demo(_) => false,
@@ -227,6 +243,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Du(args) => du::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Seal(args) => seal::run(&args),
+        Command::Bundle(args) => bundle::run(args),
+        Command::Inventory(args) => bundle::inventory(&args),
+        Command::Export(args) => export::run(args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -1,12 +1,13 @@
 //! `prebake plan`.
 
 use clap::Args;
-use prebake::bake::{Estimate, Plan, Planned, plan};
+use prebake::bake::{Estimate, Plan, Planned, Request, plan};
 use serde_json::json;
 
 use super::bake::{self, BakeArgs};
+use super::output::{self, OutputArgs};
 use super::sync::Sync;
-use super::{Failed, exit_code, exit_code_of_all, output, progress};
+use super::{Failed, exit_code, exit_code_of_all, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,8 +36,13 @@ pub(super) fn run(args: PlanArgs) -> Result<u8, Failed> {
     let sync = args.bake.sync;
     let request = bake::request(args.bake)?;
     let sync = sync.then(|| Sync::to(&request.root, request.lock_timeout, &request.images));
+    show(request, sync, out)
+}
+
+/// Shows what a bake would do.
+pub(super) fn show(request: Request, sync: Option<Sync>, out: OutputArgs) -> Result<u8, Failed> {
     let policies = request.policies.clone();
-    let listener = progress::listener(output::OutputArgs { quiet: true, ..out });
+    let listener = progress::listener(OutputArgs { quiet: true, ..out });
     let (plan, signal) = bake::interruptible(async |cancel| plan(request, listener, cancel).await)?;
     if let Some(signal) = signal {
         return Ok(128 + signal);

@@ -1,14 +1,15 @@
 //! `prebake repair`.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use prebake::bake::{Lost, refetch};
-use prebake::care::{self, Mended, Missing, Repair, RepairReport, Severity};
+use prebake::care::{self, Mended, Missing, Repair, RepairFrom as From, RepairReport, Severity};
 use prebake::kind::{Kind, chain};
 use prebake::oci::Reference;
 use prebake::root::Root;
-use prebake::spec::Registries;
+use prebake::source::Local;
+use prebake::spec::{Place, Registries};
 
 use super::bake::LimitArgs;
 use super::check::{bar, line};
@@ -39,9 +40,10 @@ pub(super) struct RepairArgs {
     /// Fetch layers again that were discarded, and give them their records and labels
     #[arg(long)]
     restore_layers: bool,
-    /// Take blobs from here instead of from registries: another root, or an OCI layout; every byte is verified
+    /// Take blobs from here instead of from registries: another root, an OCI layout, or a place such as bundle:FILE or
+    /// docker-archive:FILE; every byte is verified
     #[arg(long, value_name = "DIR")]
-    from: Option<PathBuf>,
+    from: Option<String>,
     #[command(flatten)]
     limit: LimitArgs,
     #[command(flatten)]
@@ -58,7 +60,7 @@ pub(super) fn run(args: &RepairArgs) -> Result<u8, Failed> {
         dry_run: args.dry_run,
         snapshots: args.snapshots,
         restore_layers: args.restore_layers,
-        from: args.from.clone(),
+        from: args.from.as_deref().map(from).transpose()?,
         max_unpacked: args.limit.max_unpacked,
     };
     let bar = bar(args.output);
@@ -79,6 +81,13 @@ pub(super) fn run(args: &RepairArgs) -> Result<u8, Failed> {
         show(&report, args);
     }
     Ok(if report.is_sound() { 0 } else { exit_code(Kind::Corrupt) })
+}
+
+fn from(text: &str) -> Result<From, Failed> {
+    match Place::parse(text).map_err(Failed::usage_of)? {
+        Some(place) => Ok(From::Place(Arc::new(Local::open(&place).map_err(Failed::new)?))),
+        None => Ok(From::Dir(text.into())),
+    }
 }
 
 fn fetch(args: &RepairArgs, root: &Root, missing: &[Missing]) -> Result<Vec<Option<String>>, Failed> {

@@ -83,7 +83,7 @@ fn trusted(text: &str) -> Result<Trusted, String> {
     Ok(Trusted { pattern: pattern.to_owned(), key: key(Path::new(path))? })
 }
 
-fn key(path: &Path) -> Result<PublicKey, String> {
+pub(super) fn key(path: &Path) -> Result<PublicKey, String> {
     let pem = std::fs::read_to_string(path).map_err(|error| format!("reading {} failed: {error}", path.display()))?;
     PublicKey::parse(&pem).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -96,7 +96,17 @@ impl NamesArgs {
 
     /// The images' names alone; without any, an error.
     pub(super) fn references(&self) -> Result<Vec<Reference>, Failed> {
-        Ok(expand(self.read()?.0)?.into_iter().map(|chosen| chosen.reference).collect())
+        Ok(self.chosen()?.into_iter().map(|chosen| chosen.reference).collect())
+    }
+
+    /// Takes those of the arguments that are patterns of names.
+    pub(super) fn take_globs(&mut self) -> Vec<String> {
+        self.references.extract_if(.., |name| name.contains('*')).collect()
+    }
+
+    /// The images, and the places they are in.
+    pub(super) fn chosen(&self) -> Result<Vec<Chosen>, Failed> {
+        expand(self.read()?.0)
     }
 
     /// Reads the files; everything that is wrong with references is named at once.

@@ -26,7 +26,7 @@ pub use differ::{Differences, differences};
 pub use frames::{Frames, zstd_content};
 pub use inflate::{Block, Buffers, Gunzip, GzipError};
 pub use members::{Member, decompress, is_compressed, members};
-pub use pack::{Compression, File, Kind, compress, tar};
+pub use pack::{Compression, File, Kind, compress, member_header, padding, tar, zstd_frame};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};
 pub use stream::{Job, entries, unpack};
 pub use usage::{Usage, disk_usage, usage};

@@ -81,6 +81,36 @@ pub fn tar(files: &[File]) -> io::Result<Vec<u8>> {
     builder.into_inner()
 }
 
+/// The header of a file in an archive: mode 0644, owner 0:0, time 1970. Its contents follow, and [`padding`].
+///
+/// # Errors
+/// A path that tar cannot hold.
+pub fn member_header(path: &str, size: u64) -> io::Result<Vec<u8>> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(path)?;
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_size(size);
+    header.set_cksum();
+    Ok(header.as_bytes().to_vec())
+}
+
+/// Bytes of zeros behind the contents of a file in an archive.
+pub fn padding(size: u64) -> usize {
+    usize::try_from(size % 512).map_or(0, |rest| (512 - rest) % 512)
+}
+
+/// A zstd frame that says how many bytes it holds.
+///
+/// # Errors
+/// None in practice: the output is memory.
+pub fn zstd_frame(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, zstd::DEFAULT_COMPRESSION_LEVEL)
+}
+
 /// Compresses, with levels that suit small fixtures.
 ///
 /// # Errors

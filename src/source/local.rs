@@ -20,9 +20,9 @@ use crate::root::{CONTAINERD_ROOT, Root};
 use crate::spec::{Place, Scheme};
 
 /// The name of an image as containerd and others write it into an index (`images.AnnotationImageName`).
-const IMAGE_NAME: &str = "io.containerd.image.name";
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// The name of an image, or only its tag (image specification, annotations.md).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// What of a root is looked for to tell that it is containerd's own directory.
 const META: &str = "io.containerd.metadata.v1.bolt";
 
@@ -109,7 +109,7 @@ impl Local {
                 let Found { images, members, made } = docker::images(&archive, &shown)?;
                 Self { place: shown, path, name: None, images, index: None, blobs: Blobs::Archive(archive, members), made }
             }
-            Scheme::Containerd => return Self::containerd(shown, path, name),
+            Scheme::Containerd => return Self::containerd(shown, &path, name),
         };
         local.name = name.map(str::to_owned);
         Ok(local)
@@ -162,10 +162,13 @@ impl Local {
         Ok(Self { place, path, name: None, images, index: Some(own), blobs, made })
     }
 
-    /// The images of a namespace of containerd's state, which may be named by the root it is in.
-    fn containerd(place: String, path: PathBuf, namespace: Option<&str>) -> Result<Self> {
+    /// The images of a namespace of containerd's state, which may be named by the root it is in; without a namespace, of k8s.io.
+    ///
+    /// # Errors
+    /// [`Error`]; also when a containerd runs on it.
+    pub fn containerd(place: String, path: &Path, namespace: Option<&str>) -> Result<Self> {
         let inside = if path.join(META).is_dir() { "" } else { CONTAINERD_ROOT };
-        let root = Root::new(&path, inside);
+        let root = Root::new(path, inside);
         let wait = Wait { timeout: Duration::ZERO, tell: &|_| (), stop: &AtomicBool::new(false) };
         let namespace = namespace.unwrap_or(K8S_NAMESPACE);
         let mut meta = MetaDb::lock(&root, Lock::Shared, &wait)?;
@@ -180,6 +183,7 @@ impl Local {
             }
         }
         let blobs = Blobs::Store(Store::open(&root)?);
+        let path = path.to_owned();
         Ok(Self { place, path, name: None, images, index: None, blobs, made: HashMap::new() })
     }
 

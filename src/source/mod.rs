@@ -12,7 +12,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use archive::{part_path, parts};
-pub use local::{Held, Local};
+pub use local::{Held, IMAGE_NAME, Local, REF_NAME};
 pub use sources::{Blob, Sources};
 
 use crate::layer::TarError;
@@ -120,6 +120,16 @@ pub enum Error {
         place: String,
         /// Which blob.
         digest: Digest,
+    },
+    /// A blob that is not what its digest says.
+    #[error("blob {digest} of {place} is {got}")]
+    Damaged {
+        /// Which place.
+        place: String,
+        /// Which blob.
+        digest: Digest,
+        /// What its bytes are.
+        got: Digest,
     },
     /// A part of a split file is missing.
     #[error("{} is missing: {} is split into parts, and all are needed", path.display(), of.display())]

@@ -81,6 +81,11 @@ impl Sources {
             local.find(target)?.target.clone()
         };
         let mut raw = self.small(local, &descriptor.digest, room).await?;
+        // Whoever asks for a name takes what comes for what it leads to.
+        let got = Digest::of_as(&raw.bytes, Some(&descriptor.digest));
+        if got != descriptor.digest {
+            return Err(Error::Damaged { place: local.place().to_owned(), digest: descriptor.digest, got });
+        }
         raw.media_type = descriptor.media_type;
         Ok(raw)
     }

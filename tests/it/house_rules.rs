@@ -62,8 +62,13 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "parallel",
                 "root",
                 "snapshot",
+                "source",
                 "times",
             ],
+        ),
+        (
+            "bundle",
+            &["bake", "catalog", "content", "kind", "layer", "oci", "parallel", "registry", "root", "source", "spec", "trust"],
         ),
         ("fixture", &["layer", "oci"]),
         (
@@ -72,6 +77,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "bake",
                 "bolt",
                 "bootstrap",
+                "bundle",
                 "care",
                 "catalog",
                 "content",
@@ -256,7 +262,7 @@ fn third_parties_stay_behind_their_fences() {
 
 #[test]
 fn async_only_where_the_network_is() {
-    let rooms = ["registry", "bake", "fixture", "cli"];
+    let rooms = ["registry", "source", "bake", "bundle", "fixture", "cli"];
     for (path, text) in sources() {
         let is_async = code(&text).contains("async ");
         let is_live = path.to_str().unwrap().contains("/bootstrap/live/");

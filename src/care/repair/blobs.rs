@@ -163,7 +163,7 @@ impl Work<'_, '_> {
         if self.is_dry() {
             for Missing { descriptor, references } in wanted {
                 let from = match (&self.options.from, references.first()) {
-                    (Some(dir), _) => dir.display().to_string(),
+                    (Some(from), _) => from.to_string(),
                     (None, Some(reference)) => format!("{}/{}", reference.registry(), reference.repository()),
                     (None, None) => "nowhere: nothing says from which registry it came".to_owned(),
                 };

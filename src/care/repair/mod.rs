@@ -10,10 +10,9 @@ mod sources;
 mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use serde::Serialize;
-pub use sources::Missing;
+pub use sources::{From as RepairFrom, Missing};
 
 use super::check::{self, Check, CheckReport};
 use super::finding::{Finding, Findings, Severity};
@@ -26,7 +25,7 @@ use crate::oci::Digest;
 use crate::root::Root;
 
 /// What a repair does.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub struct Repair {
     /// Only tell.
     pub dry_run: bool,
@@ -34,8 +33,8 @@ pub struct Repair {
     pub snapshots: bool,
     /// Bring back layers that were discarded.
     pub restore_layers: bool,
-    /// Where blobs are taken from, instead of registries: another root, containerd's state of one, or an OCI layout.
-    pub from: Option<PathBuf>,
+    /// Where blobs are taken from, instead of registries.
+    pub from: Option<RepairFrom>,
     /// Most bytes that a layer may unpack to.
     pub max_unpacked: u64,
 }

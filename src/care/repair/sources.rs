@@ -1,9 +1,11 @@
 //! Where a blob can be had: the registries of the images that have it, or a directory.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::care::anatomy::Anatomy;
 use crate::care::state::{Space, State};
@@ -12,6 +14,7 @@ use crate::kind::chain;
 use crate::metadata::K8S_NAMESPACE;
 use crate::metadata::labels::DISTRIBUTION_SOURCE;
 use crate::oci::{Descriptor, Digest, Reference};
+use crate::source::Local;
 
 /// Bytes that are copied at a time.
 const BUFFER: usize = 1 << 18;
@@ -103,36 +106,69 @@ impl Sources {
     }
 }
 
-/// Copies blobs from a directory into the store; of each, why it did not come, if it did not.
-pub(super) fn copy(store: &Store, from: &Path, missing: &[Missing]) -> Vec<Option<String>> {
-    let one = |Missing { descriptor, .. }: &Missing| {
-        let Some(path) = find(from, &descriptor.digest) else {
-            return Some(format!("{} has no such blob", from.display()));
-        };
-        copy_one(store, &path, descriptor).err().map(|error| chain(&error))
+/// Where blobs can be had, besides registries.
+pub enum From {
+    /// Another root, containerd's state of one, or an OCI layout; whatever else may be wrong with it.
+    Dir(PathBuf),
+    /// A place that holds images.
+    Place(Arc<Local>),
+}
+
+impl fmt::Display for From {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(path) => path.display().fmt(f),
+            Self::Place(local) => f.write_str(local.place()),
+        }
+    }
+}
+
+impl From {
+    /// A blob, and how many bytes it has; `None` where there is none.
+    fn open(&self, digest: &Digest) -> Result<Option<(u64, PathBuf, Box<dyn Read>)>, String> {
+        match self {
+            Self::Place(local) => {
+                let place = |error: crate::source::Error| chain(&error);
+                let Some(size) = local.size(digest).map_err(place)? else { return Ok(None) };
+                Ok(Some((size, local.place().into(), local.read(digest, 0).map_err(place)?)))
+            }
+            Self::Dir(dir) => {
+                let name = format!("{}/{}", digest.algorithm().name(), digest.hex());
+                let paths = PLACES.iter().map(|place| dir.join(place).join(&name));
+                let Some(path) = paths.into_iter().find(|path| path.is_file()) else { return Ok(None) };
+                let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+                let (size, file) = opened.map_err(|error| format!("opening {} failed: {error}", path.display()))?;
+                Ok(Some((size, path, Box::new(file))))
+            }
+        }
+    }
+}
+
+/// Copies blobs into the store; of each, why it did not come, if it did not.
+pub(super) fn copy(store: &Store, from: &From, missing: &[Missing]) -> Vec<Option<String>> {
+    let one = |Missing { descriptor, .. }: &Missing| match from.open(&descriptor.digest) {
+        Ok(None) => Some(format!("{from} has no such blob")),
+        Ok(Some((size, path, reader))) => {
+            // What a record says of its size may be what is wrong.
+            let blob = Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), size);
+            copy_one(store, &path, reader, &blob).err().map(|error| chain(&error))
+        }
+        Err(why) => Some(why),
     };
     missing.iter().map(one).collect()
 }
 
-fn find(from: &Path, digest: &Digest) -> Option<PathBuf> {
-    let name = format!("{}/{}", digest.algorithm().name(), digest.hex());
-    PLACES.iter().map(|place| from.join(place).join(&name)).find(|path| path.is_file())
-}
-
-fn copy_one(store: &Store, path: &Path, blob: &Descriptor) -> Result<(), content::Error> {
-    let error = |action| move |source| content::Error::Io { action, path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(error("opening"))?;
-    let size = file.metadata().map_err(error("opening"))?.len();
-    // What a record says of its size may be what is wrong.
-    let blob = Descriptor::new(blob.media_type.clone(), blob.digest.clone(), size);
-    let mut ingest = match store.ingest(K8S_NAMESPACE, "blob", &blob)? {
+fn copy_one(store: &Store, path: &Path, mut reader: impl Read, blob: &Descriptor) -> Result<(), content::Error> {
+    let error = |source| content::Error::Io { action: "reading", path: path.to_owned(), source };
+    let mut ingest = match store.ingest(K8S_NAMESPACE, "blob", blob)? {
         Started::Whole(whole) => return whole.commit(),
         Started::New(ingest) => ingest,
     };
-    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(ingest.written())).map_err(error("reading"))?;
+    // What an earlier run got is here.
+    std::io::copy(&mut reader.by_ref().take(ingest.written()), &mut std::io::sink()).map_err(error)?;
     let mut buffer = vec![0; BUFFER];
     loop {
-        match file.read(&mut buffer).map_err(error("reading"))? {
+        match reader.read(&mut buffer).map_err(error)? {
             0 => break,
             n => ingest.write(&buffer[..n])?,
         }
