@@ -4,7 +4,9 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec};
+use crate::{
+    bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec,
+};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -105,7 +107,9 @@ impl From<&source::Error> for Kind {
         match error {
             Error::Registry(error) => error.into(),
             Error::Io { source, .. } => source.into(),
-            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => Self::Corrupt,
+            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => {
+                Self::Corrupt
+            }
             Error::TooLarge { .. } | Error::Damaged { .. } => Self::Corrupt,
             Error::Lacks { .. } | Error::Which { .. } | Error::Nameless { .. } => Self::InvalidInput,
             Error::NoImage { .. } | Error::Absent { .. } | Error::Part { .. } => Self::NotFound,

@@ -4,8 +4,8 @@
 pub mod bake;
 pub mod bolt;
 pub mod bootstrap;
-pub mod care;
 pub mod bundle;
+pub mod care;
 pub mod catalog;
 pub mod content;
 pub mod duration;

@@ -107,7 +107,8 @@ fn from_pem(text: &str, (begin, end): (&str, &str)) -> Option<Vec<u8>> {
 
 fn to_pem(der: &[u8], (begin, end): (&str, &str)) -> String {
     let body = STANDARD.encode(der);
-    let lines: String = body.as_bytes().chunks(LINE).map(|line| format!("{}\n", String::from_utf8_lossy(line))).collect();
+    let lines: String =
+        body.as_bytes().chunks(LINE).map(|line| format!("{}\n", String::from_utf8_lossy(line))).collect();
     format!("{begin}\n{lines}{end}\n")
 }
 

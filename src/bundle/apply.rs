@@ -95,7 +95,8 @@ impl Bundle {
     /// [`Error::Contents`].
     pub fn wanted(&self) -> Result<Vec<Wanted>> {
         let name = |name: &String| {
-            let why = |error: crate::oci::ReferenceError| Error::Contents { path: self.path.clone(), why: error.to_string() };
+            let why =
+                |error: crate::oci::ReferenceError| Error::Contents { path: self.path.clone(), why: error.to_string() };
             name.parse::<Reference>().map_err(why)
         };
         let one = |image: &super::BundledImage| {

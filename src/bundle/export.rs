@@ -198,7 +198,8 @@ impl Closure {
         };
         let (_, parts) = chosen.ok_or_else(|| Error::Export {
             image: reference.to_string(),
-            why: "a docker archive holds one machine's image, and it is there for several; choose with --platform".to_owned(),
+            why: "a docker archive holds one machine's image, and it is there for several; choose with --platform"
+                .to_owned(),
         })?;
         let paths: Vec<String> = parts.iter().map(|part| blob_path(&part.digest)).collect();
         let tags: Vec<String> = reference.digest().is_none().then(|| reference.to_string()).into_iter().collect();

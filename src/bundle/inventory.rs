@@ -87,7 +87,8 @@ impl Inventory {
         let counts: Counts = serde_json::from_slice(&rest[..line]).map_err(|_| wrong("its counts cannot be read"))?;
         let rest = &rest[line + 1..];
         let sizes = counts.sha256.checked_mul(32).zip(counts.sha512.checked_mul(64));
-        let (first, len) = sizes.and_then(|(a, b)| Some((a, a.checked_add(b)?))).ok_or_else(|| wrong("it is cut off"))?;
+        let (first, len) =
+            sizes.and_then(|(a, b)| Some((a, a.checked_add(b)?))).ok_or_else(|| wrong("it is cut off"))?;
         if rest.len() != len.saturating_add(SUM) {
             return Err(wrong("it is cut off"));
         }

@@ -182,7 +182,9 @@ fn write(mut sink: impl Sink, mut steps: mpsc::Receiver<Step>) -> Result<Vec<Wri
                 sink.put(bytes)?;
             }
             (Step::End, Some(_)) => {
-                let Some((Descriptor { digest, size, .. }, hasher, got)) = blob.take() else { return Err(Error::Stopped) };
+                let Some((Descriptor { digest, size, .. }, hasher, got)) = blob.take() else {
+                    return Err(Error::Stopped);
+                };
                 if got < size {
                     return Err(Error::Length { digest, size, got });
                 }

@@ -140,7 +140,8 @@ impl Side {
         let mut images = BTreeMap::new();
         for held in local.chosen()? {
             let Some(name) = &held.name else { continue };
-            images.insert(name.clone(), SideImage { target: held.target.digest.clone(), layers: layers(&local, &held)? });
+            images
+                .insert(name.clone(), SideImage { target: held.target.digest.clone(), layers: layers(&local, &held)? });
         }
         Ok(Self { images, blobs: Some(Blobs::Place(Arc::new(local))) })
     }

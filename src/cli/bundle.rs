@@ -81,7 +81,8 @@ impl FormArgs {
 }
 
 fn part_size(text: &str) -> Result<u64, String> {
-    parse_size(text).and_then(|size| if size >= 1 << 16 { Ok(size) } else { Err("it must be 64 KiB or more".to_owned()) })
+    parse_size(text)
+        .and_then(|size| if size >= 1 << 16 { Ok(size) } else { Err("it must be 64 KiB or more".to_owned()) })
 }
 
 #[derive(Args)]
@@ -207,7 +208,8 @@ fn create(mut args: CreateArgs) -> Result<u8, Failed> {
         }
         (created, _) => created.map_err(Failed::new)?,
     };
-    let (images, (blobs, bytes), (there, left_out)) = (created.contents.images.len(), created.carried, created.left_out);
+    let (images, (blobs, bytes), (there, left_out)) =
+        (created.contents.images.len(), created.carried, created.left_out);
     if out.json {
         let files: Vec<_> =
             created.files.iter().map(|file| json!({"file": file.path, "size": file.size, "sum": file.sum})).collect();
@@ -309,7 +311,8 @@ fn keygen(name: &Path) -> Result<u8, Failed> {
         path.push(extension);
         PathBuf::from(path)
     };
-    let io = |error: std::io::Error| Failed { kind: Kind::from(&error), message: format!("making keys failed: {error}") };
+    let io =
+        |error: std::io::Error| Failed { kind: Kind::from(&error), message: format!("making keys failed: {error}") };
     let pem = SigningKey::generate().map_err(io)?;
     let public = SigningKey::parse(&pem).map_err(Failed::usage_of)?.public_key();
     let (secret, shown) = (with(".key"), with(".pub"));
@@ -318,8 +321,10 @@ fn keygen(name: &Path) -> Result<u8, Failed> {
         use std::io::Write as _;
         use std::os::unix::fs::OpenOptionsExt as _;
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-        file.and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(|error| Failed { kind: Kind::from(&error), message: format!("writing {} failed: {error}", path.display()) })
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| Failed {
+            kind: Kind::from(&error),
+            message: format!("writing {} failed: {error}", path.display()),
+        })
     };
     new(&secret, 0o600, &pem)?;
     new(&shown, 0o644, &public)?;
@@ -339,7 +344,10 @@ pub(super) fn inventory(args: &InventoryArgs) -> Result<u8, Failed> {
         Some(path) => std::fs::write(path, &bytes),
         None => std::io::stdout().lock().write_all(&bytes),
     };
-    written.map_err(|error| Failed { kind: Kind::from(&error), message: format!("writing the inventory failed: {error}") })?;
+    written.map_err(|error| Failed {
+        kind: Kind::from(&error),
+        message: format!("writing the inventory failed: {error}"),
+    })?;
     output::tell(format!("{} blobs; inventory {}", inventory.blobs.len(), inventory.id));
     Ok(0)
 }

@@ -67,8 +67,10 @@ pub(super) fn run(mut args: ExportArgs) -> Result<u8, Failed> {
     if args.out.json {
         let files: Vec<_> =
             exported.files.iter().map(|file| json!({"file": file.path, "size": file.size, "sum": file.sum})).collect();
-        output::say_json(&json!({"event": "exported", "images": names, "blobs": exported.blobs, "bytes": exported.bytes,
-            "files": files}));
+        output::say_json(
+            &json!({"event": "exported", "images": names, "blobs": exported.blobs, "bytes": exported.bytes,
+            "files": files}),
+        );
     } else if !args.out.quiet {
         let (blobs, bytes) = (exported.blobs, output::bytes(exported.bytes));
         output::say(format!("exported {} images in {blobs} blobs, {bytes}, to {}", names.len(), args.output));

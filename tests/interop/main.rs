@@ -10,6 +10,7 @@ mod access;
 mod bake;
 mod bbolt;
 mod campaign;
+mod carry;
 mod collect;
 mod cri;
 mod hostile;

@@ -73,7 +73,9 @@ fn carried_and_applied_it_is_what_a_bake_makes() {
     for (n, file) in ["a.bundle", "split.bundle", "split.bundle.003", "zstd.bundle"].into_iter().enumerate() {
         run(dir.path(), &format!("bundle verify {file}")).expect(0);
         let root = dir.path().join(format!("root{n}"));
-        assert!(run(dir.path(), &format!("bundle apply --dry-run --root root{n} {file}")).expect(0).stdout.contains("app2"));
+        assert!(
+            run(dir.path(), &format!("bundle apply --dry-run --root root{n} {file}")).expect(0).stdout.contains("app2")
+        );
         assert!(!root.exists() || blobs(&root).is_empty());
         run(dir.path(), &format!("bundle apply --root root{n} {file}")).expect(0);
         assert_eq!(blobs(&root), whole, "{file}");
@@ -125,11 +127,9 @@ fn only_what_is_signed_is_admitted() {
     let at = changed.windows(17).position(|bytes| bytes == b"\"policy\":\"fetch\",").unwrap();
     changed[at..at + 17].copy_from_slice(b"\"policy\":\"fetcH\",");
     fs::write(dir.path().join("changed.bundle"), changed).unwrap();
-    for (bundle, words) in [
-        ("plain", "is not signed"),
-        ("theirs", "is not by one of the keys"),
-        ("changed", "is not by one of the keys"),
-    ] {
+    for (bundle, words) in
+        [("plain", "is not signed"), ("theirs", "is not by one of the keys"), ("changed", "is not by one of the keys")]
+    {
         let told = run(dir.path(), &format!("bundle apply --root r --verify-key ours.pub {bundle}.bundle")).expect(6);
         assert!(told.stderr.contains(words), "{bundle}: {}", told.stderr);
         run(dir.path(), &format!("bundle verify --verify-key ours.pub {bundle}.bundle")).expect(6);
@@ -196,7 +196,8 @@ fn a_delta_has_what_the_receiver_lacks() {
     fs::write(&path, b"damaged").unwrap();
     let told = run(dir.path(), "inventory --root site -o damaged.inv").expect(0);
     assert!(told.stderr.contains(lost) && told.stderr.contains("left out"), "{}", told.stderr);
-    let told = run(dir.path(), &format!("{create} --json -o mended.bundle --since damaged.inv {}", spec(&second))).expect(0);
+    let told =
+        run(dir.path(), &format!("{create} --json -o mended.bundle --since damaged.inv {}", spec(&second))).expect(0);
     assert!(told.last_json()["bytes"].as_u64().unwrap() > bytes as u64);
     run(dir.path(), "bundle apply --root site mended.bundle").expect(0);
     fs::remove_file(&path).unwrap();
@@ -206,7 +207,8 @@ fn a_delta_has_what_the_receiver_lacks() {
     assert!(whole.keys().all(|name| blobs(&dir.path().join("site")).contains_key(name)));
     // Nothing new is nothing to carry.
     run(dir.path(), "inventory --root site -o now.inv").expect(0);
-    let told = run(dir.path(), &format!("{create} --json --dry-run -o no.bundle --since now.inv {}", spec(&second))).expect(0);
+    let told =
+        run(dir.path(), &format!("{create} --json --dry-run -o no.bundle --since now.inv {}", spec(&second))).expect(0);
     assert!(told.last_json()["blobs"] == 0 && !dir.path().join("no.bundle").exists());
     // Not an inventory at all.
     fs::write(dir.path().join("x.inv"), b"x").unwrap();
@@ -219,7 +221,8 @@ fn a_delta_has_what_the_receiver_lacks() {
 fn all_of_them_or_no_bundle() {
     let dir = tempfile::tempdir().unwrap();
     let registry = TestRegistry::start(build(&images(&[1])));
-    let told = run(dir.path(), &format!("bundle create -o a.bundle {} {}", names(&registry, 1), registry.reference("no:1")));
+    let told =
+        run(dir.path(), &format!("bundle create -o a.bundle {} {}", names(&registry, 1), registry.reference("no:1")));
     assert!(told.expect(3).stderr.contains("no:1"));
     assert_eq!(files(dir.path()), Vec::<String>::new());
     // Bytes that are not what they should be, in the middle of it.
@@ -229,8 +232,7 @@ fn all_of_them_or_no_bundle() {
         let (_, digest) = request.uri().path().rsplit_once("/blobs/")?;
         let (_, bytes) = own.blobs.get(&digest.parse().ok()?)?;
         let wrong = vec![1; bytes.len()];
-        (bytes.len() > 150_000)
-            .then(|| crate::support::registry::respond(200, &[], ::prebake::fixture::full(wrong)))
+        (bytes.len() > 150_000).then(|| crate::support::registry::respond(200, &[], ::prebake::fixture::full(wrong)))
     });
     run(dir.path(), &format!("bundle create -o a.bundle {}", names(&registry, 1))).expect(6);
     assert_eq!(files(dir.path()), Vec::<String>::new());

@@ -68,7 +68,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "bundle",
-            &["bake", "catalog", "content", "kind", "layer", "oci", "parallel", "registry", "root", "source", "spec", "trust"],
+            &[
+                "bake", "catalog", "content", "kind", "layer", "oci", "parallel", "registry", "root", "source", "spec",
+                "trust",
+            ],
         ),
         ("fixture", &["layer", "oci"]),
         (

@@ -77,7 +77,11 @@ fn places_are_named_wherever_images_are() {
     let dir = tempfile::tempdir().unwrap();
     let (registry, names) = baked(dir.path());
     run(dir.path(), "export --root root -o oci:sub/layout").expect(0);
-    fs::write(dir.path().join("sub/list"), format!("# two\noci:layout:{}\nx.example/one:1=oci:layout:{}\n", names[1], names[0])).unwrap();
+    fs::write(
+        dir.path().join("sub/list"),
+        format!("# two\noci:layout:{}\nx.example/one:1=oci:layout:{}\n", names[1], names[0]),
+    )
+    .unwrap();
     fs::write(
         dir.path().join("sub/bake.toml"),
         format!("[target]\nplatform = \"linux/amd64\"\n[[images]]\nref = \"oci:layout:{}\"\npin = true\n", names[1]),
@@ -194,7 +198,12 @@ fn hostile_archives_are_refused() {
     let twice = [&good[..], &[("./index.json", b"{}" as &[u8])]].concat();
     let without: Vec<_> = good[..3].to_vec();
     let cut = archive(&good)[..1500].to_vec();
-    let mut bomb = Command::new("gzip").arg("-c").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut bomb = Command::new("gzip")
+        .arg("-c")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     bomb.stdin.take().unwrap().write_all(&vec![0; 20 << 20]).unwrap();
     let bomb = bomb.wait_with_output().unwrap().stdout;
     for (name, bytes, code, words) in [
