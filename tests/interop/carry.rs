@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use ::prebake::fixture::Content;
-use ::prebake::oci::Digest;
+use ::prebake::oci::{Digest, Platform};
 use serde_json::json;
 
 use crate::bake::listed;
@@ -129,7 +129,8 @@ fn what_others_export_is_baked() {
         containerd.ctr(&format!("images import {}", dir.join("debian.tar").display()));
         let theirs = images(&containerd);
         containerd.ctr(&format!("images pull --plain-http {hello}"));
-        containerd.ctr(&format!("images export {} {hello}", site.join("ctr.tar").display()));
+        let tar = site.join("ctr.tar");
+        containerd.ctr(&format!("images export --platform {} {} {hello}", Platform::host(), tar.display()));
         let root = site.join("root");
         let places = [
             "docker-archive:d.tar".to_owned(),

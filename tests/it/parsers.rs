@@ -1,8 +1,33 @@
 //! Parsers meet any input; `tests/fuzz` looks deeper.
 
-use prebake::layer::{File, Kind, Reader, tar};
+use std::io;
+use std::sync::Arc;
+
+use prebake::bundle::Inventory;
+use prebake::layer::{
+    File, Frames, Kind, ReadAt, Reader, member_header, members, padding, tar, zstd_content, zstd_frame,
+};
 use prebake::oci::{Config, Digest, Document, Platform, Reference, media_type};
 use proptest::prelude::*;
+
+struct Memory(Vec<u8>);
+
+impl ReadAt for Memory {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
+        let most = buf.len().min(self.0.len() - from);
+        buf[..most].copy_from_slice(&self.0[from..from + most]);
+        Ok(most)
+    }
+}
+
+fn memory(bytes: &[u8]) -> Arc<dyn ReadAt> {
+    Arc::new(Memory(bytes.to_vec()))
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
@@ -53,6 +78,49 @@ proptest! {
             let mut entries = Reader::new(bytes.as_slice());
             while let Ok(Some(_)) = entries.next_entry() {}
         }
+    }
+
+    #[test]
+    fn archives_of_images_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000), at in 0usize..1536, with in any::<u8>()) {
+        let mut bad = member_header("index.json", 8).unwrap();
+        bad.extend(b"contents");
+        bad.resize(bad.len() + padding(8) + 1024, 0);
+        prop_assert_eq!(members(&memory(&bad)).unwrap()[0].at, 512);
+        let at = at % bad.len();
+        bad[at] = with;
+        for bytes in [bytes, bad] {
+            for member in members(&memory(&bytes)).unwrap_or_default() {
+                prop_assert!(member.at + member.size <= bytes.len() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn zstd_headers_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000), at in any::<u32>(), with in any::<u8>()) {
+        let good = [zstd_frame(&bytes).unwrap(), zstd_frame(b"more").unwrap()].concat();
+        prop_assert_eq!(zstd_content(&*memory(&good)).unwrap(), Some(bytes.len() as u64 + 4));
+        let mut bad = good;
+        let at = at as usize % bad.len();
+        bad[at] = with;
+        for bytes in [bytes, bad] {
+            let _ = zstd_content(&*memory(&bytes));
+            if let Ok(Some(frames)) = Frames::new(memory(&bytes)) {
+                let _ = frames.read_at(&mut [0; 4000], frames.len() / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn inventories_never_panic(count in 0usize..20, bytes in prop::collection::vec(any::<u8>(), 0..200), at in any::<u32>(), with in any::<u8>()) {
+        let good = Inventory::new((0..count).map(|n| Digest::of(&[u8::try_from(n).unwrap()])).collect());
+        let mut bad = good.to_bytes();
+        prop_assert_eq!(&Inventory::parse(&bad).unwrap(), &good);
+        let at = at as usize % bad.len();
+        let same = bad[at] == with;
+        bad[at] = with;
+        prop_assert_eq!(Inventory::parse(&bad).is_ok(), same);
+        prop_assert!(Inventory::parse(&bytes).is_err());
+        let _ = Inventory::parse(&[b"prebake inventory 1\n", &bytes[..]].concat());
     }
 
     #[test]
