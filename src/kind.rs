@@ -4,7 +4,9 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec};
+use crate::{
+    bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, serve, snapshot, source, spec,
+};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -105,13 +107,29 @@ impl From<&source::Error> for Kind {
         match error {
             Error::Registry(error) => error.into(),
             Error::Io { source, .. } => source.into(),
-            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => Self::Corrupt,
+            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => {
+                Self::Corrupt
+            }
             Error::TooLarge { .. } => Self::Corrupt,
             Error::Lacks { .. } | Error::Which { .. } | Error::Nameless { .. } => Self::InvalidInput,
             Error::NoImage { .. } | Error::Absent { .. } | Error::Part { .. } => Self::NotFound,
             Error::Content(error) => error.into(),
             Error::Metadata(error) => error.into(),
             Error::Root(error) => error.into(),
+            Error::Task => Self::Io,
+        }
+    }
+}
+
+impl From<&serve::Error> for Kind {
+    fn from(error: &serve::Error) -> Self {
+        use serve::Error;
+        match error {
+            Error::Source(error) => error.into(),
+            Error::Bind { source, .. } | Error::File { source, .. } => source.into(),
+            Error::Exposed { .. } | Error::AuthLine { .. } | Error::NoUsers { .. } | Error::Tls { .. } => {
+                Self::InvalidInput
+            }
             Error::Task => Self::Io,
         }
     }

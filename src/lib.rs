@@ -16,6 +16,7 @@ pub mod oci;
 mod parallel;
 pub mod registry;
 pub mod root;
+pub mod serve;
 pub mod snapshot;
 pub mod source;
 pub mod spec;

@@ -55,10 +55,10 @@ use crate::metadata::{self, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::root::{Root, RootError};
 use crate::snapshot::Stored;
+use crate::source::{self, Held, Local};
 use crate::spec::{LockedImage, Policy};
 use crate::times::Times;
 use crate::trust::PublicKey;
-use crate::source::{self, Held, Local};
 use crate::{layer, registry, snapshot};
 
 /// Blobs under way at a time, unless asked otherwise.

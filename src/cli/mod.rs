@@ -22,6 +22,7 @@ mod prune;
 mod registry;
 mod repair;
 mod seal;
+mod serve;
 mod sync;
 mod unpack;
 mod wanted;
@@ -99,6 +100,8 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Finish a root: nothing in it but containerd's own files, all synced and checked
     Seal(seal::SealArgs),
+    /// Serve the images of a root, a bundle, a layout or an archive: a read-only registry
+    Serve(serve::ServeArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
@@ -204,6 +207,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Du(args) => args.json,
         Command::Diff(args) => args.json,
         Command::Seal(args) => args.output.json,
+        Command::Serve(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Demo(_) => false,
@@ -227,6 +231,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Du(args) => du::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Seal(args) => seal::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -227,7 +227,7 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
     let mut open: HashMap<Place, Arc<Local>> = HashMap::new();
     let (mut all, mut failure): (Vec<Chosen>, Option<Failed>) = (Vec::new(), None);
     for image in images {
-        let one = of_image(image, &mut |place| {
+        let one = of_image(&image, &mut |place| {
             if let Some(local) = open.get(place) {
                 return Ok(local.clone());
             }
@@ -238,14 +238,16 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
         match (one, &mut failure) {
             (Ok(chosen), _) => all.extend(chosen),
             (Err(error), None) => failure = Some(Failed::new(error)),
-            (Err(error), Some(failure)) => failure.message = format!("{}\n{}", failure.message, Failed::new(error).message),
+            (Err(error), Some(failure)) => {
+                failure.message = format!("{}\n{}", failure.message, Failed::new(error).message);
+            }
         }
     }
     failure.map_or(Ok(all), Err)
 }
 
 fn of_image(
-    image: Image,
+    image: &Image,
     open: &mut dyn FnMut(&Place) -> Result<Arc<Local>, source::Error>,
 ) -> Result<Vec<Chosen>, source::Error> {
     let one = |reference: Reference, from| Chosen { reference, from, image: image.clone() };

@@ -135,12 +135,9 @@ impl Sources {
     /// As [`Client::blob`].
     pub fn blob(&self, reference: &Reference, descriptor: &Descriptor, from: u64, tag: Option<String>) -> Blob {
         match self.places.get(reference) {
-            Some((local, _)) => Blob::Local(LocalBlob {
-                local: local.clone(),
-                digest: descriptor.digest.clone(),
-                from,
-                reader: None,
-            }),
+            Some((local, _)) => {
+                Blob::Local(LocalBlob { local: local.clone(), digest: descriptor.digest.clone(), from, reader: None })
+            }
             None => Blob::Registry(Box::new(self.client.blob(reference, descriptor, from, tag))),
         }
     }
