@@ -48,7 +48,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Of this namespace [default: k8s.io]
-    #[arg(long, value_name = "NAMESPACE", requires = "root")]
+    #[arg(long, value_name = "NAMESPACE", conflicts_with_all = ["place", "bundle", "layout"])]
     namespace: Option<String>,
     /// Serve a bundle
     #[arg(long, value_name = "FILE")]

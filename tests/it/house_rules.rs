@@ -263,7 +263,7 @@ fn third_parties_stay_behind_their_fences() {
 
 #[test]
 fn async_only_where_the_network_is() {
-    let rooms = ["registry", "bake", "fixture", "serve", "cli"];
+    let rooms = ["registry", "source", "bake", "fixture", "serve", "cli"];
     for (path, text) in sources() {
         let is_async = code(&text).contains("async ");
         let is_live = path.to_str().unwrap().contains("/bootstrap/live/");

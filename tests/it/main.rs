@@ -31,6 +31,7 @@ mod referrers;
 mod repair;
 mod reproducible;
 mod scale;
+mod serve;
 mod soak;
 mod spec;
 mod transfer;
