@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use prebake::oci::{Algorithm, Digest, Hasher, media_type};
 
+use super::ask::Answer;
 use crate::support::content::build;
-use crate::support::served::{Answer, Served, write_layout};
+use crate::support::served::{Served, write_layout};
 
 const SIZE: u64 = 8_000_000;
 /// What the kernel may hold of an answer on its way is less than this.
@@ -129,7 +130,7 @@ fn who_is_slow_costs_nobody_anything() {
             }
             _ => {
                 let mut stream = large.ask();
-                stream.read_exact(&mut [0; 700_000]).unwrap();
+                stream.read_exact(&mut vec![0; 700_000]).unwrap();
                 stream
             }
         });

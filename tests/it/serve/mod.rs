@@ -1,5 +1,6 @@
 //! `prebake serve`: a registry that only gives.
 
+mod ask;
 mod clients;
 mod conformance;
 mod names;

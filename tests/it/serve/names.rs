@@ -5,11 +5,12 @@ use prebake::oci::media_type;
 use serde_json::json;
 
 use super::REGISTRY;
+use super::ask::Answer;
 use crate::answers::text;
 use crate::support::content::{app, artifact, build, target};
 use crate::support::prebake::prebake;
 use crate::support::registry::TestRegistry;
-use crate::support::served::{Answer, Served, write_layout};
+use crate::support::served::{Served, write_layout};
 
 fn image(seed: u32) -> Content {
     build(&format!(

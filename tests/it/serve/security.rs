@@ -11,11 +11,12 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use rustls::pki_types::CertificateDer;
 
+use super::ask::Answer;
 use super::{REGISTRY, demo_layout};
 use crate::support::content::demo;
 use crate::support::prebake::{Run, command};
 use crate::support::rng::Rng;
-use crate::support::served::{Answer, Served, write_layout};
+use crate::support::served::{Served, write_layout};
 
 /// An element of ASN.1 in DER.
 fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -25,7 +26,7 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     match len {
         0..128 => out.push(u8::try_from(len).unwrap()),
         128..256 => out.extend([0x81, u8::try_from(len).unwrap()]),
-        _ => out.extend([0x82, u8::try_from(len >> 8).unwrap(), (len & 255) as u8]),
+        _ => out.extend([0x82, u8::try_from(len >> 8).unwrap(), u8::try_from(len & 255).unwrap()]),
     }
     out.extend(content);
     out
