@@ -214,9 +214,9 @@ fn skopeo_copies_and_what_it_writes_is_served() {
         fs::remove_dir_all(root).unwrap();
         found
     };
-    let expected = baked(&format!("--layout {}", dir.join("layout").display()), "demo/hello:1.0");
+    let expected = baked(&format!("--layout {}", dir.join("layout").display()), "registry.invalid/demo/hello:1.0");
     for place in [from.clone(), from.trim_end_matches(":1.0").to_owned(), format!("oci-archive:{}", archive.display())]
     {
-        assert_eq!(baked(&place, "local:1.0"), expected, "{place}");
+        assert!(baked(&place, "local:1.0") == expected, "{place}");
     }
 }

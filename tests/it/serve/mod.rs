@@ -55,7 +55,7 @@ fn a_bake_from_what_was_baked_has_the_same_blobs() {
         let served = Served::start(place);
         let root = dir.path().join(format!("baked-{n}"));
         prebake(&root, &format!("bake {}", all(served.name()))).expect(0);
-        assert_eq!(blobs(&root), blobs(&origin), "{place}");
+        assert!(blobs(&root) == blobs(&origin), "{place}");
         let log = served.stop();
         assert!(log.contains(" \"GET /v2/demo/hello/blobs/sha256:") && log.contains("\" 200 "), "{log}");
     }
