@@ -5,7 +5,8 @@ use std::io;
 use serde::Serialize;
 
 use crate::{
-    bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec,
+    bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, serve, snapshot, source,
+    spec,
 };
 
 /// What kind of thing went wrong; the command line gives each its exit code.
@@ -142,6 +143,20 @@ impl From<&bundle::Error> for Kind {
             Error::NoBundle(_) | Error::Inventory { .. } => Self::InvalidInput,
             Error::Lacking { .. } | Error::Export { .. } => Self::NotFound,
             Error::Stopped => Self::Unavailable,
+            Error::Task => Self::Io,
+        }
+    }
+}
+
+impl From<&serve::Error> for Kind {
+    fn from(error: &serve::Error) -> Self {
+        use serve::Error;
+        match error {
+            Error::Source(error) => error.into(),
+            Error::Bind { source, .. } | Error::File { source, .. } => source.into(),
+            Error::Exposed { .. } | Error::AuthLine { .. } | Error::NoUsers { .. } | Error::Tls { .. } => {
+                Self::InvalidInput
+            }
             Error::Task => Self::Io,
         }
     }

@@ -17,6 +17,7 @@ pub mod oci;
 mod parallel;
 pub mod registry;
 pub mod root;
+pub mod serve;
 pub mod snapshot;
 pub mod source;
 pub mod spec;

@@ -24,6 +24,7 @@ mod prune;
 mod registry;
 mod repair;
 mod seal;
+mod serve;
 mod sync;
 mod unpack;
 mod wanted;
@@ -107,6 +108,8 @@ enum Command {
     Inventory(bundle::InventoryArgs),
     /// Write images of a root into an OCI layout, an archive of one, or what `docker load` takes
     Export(export::ExportArgs),
+    /// Serve the images of a root, a bundle, a layout or an archive: a read-only registry
+    Serve(serve::ServeArgs),
     /// Look into a bbolt database: containerd's meta.db, a snapshotter's metadata.db, any other
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
@@ -220,6 +223,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bundle(args) => args.json(),
         Command::Inventory(_) => false,
         Command::Export(args) => args.out.json,
+        Command::Serve(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Demo(_) => false,
@@ -246,6 +250,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bundle(args) => bundle::run(args),
         Command::Inventory(args) => bundle::inventory(&args),
         Command::Export(args) => export::run(args),
+        Command::Serve(args) => serve::run(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),

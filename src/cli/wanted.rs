@@ -237,7 +237,7 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
     let mut open: HashMap<Place, Arc<Local>> = HashMap::new();
     let (mut all, mut failure): (Vec<Chosen>, Option<Failed>) = (Vec::new(), None);
     for image in images {
-        let one = of_image(image, &mut |place| {
+        let one = of_image(&image, &mut |place| {
             if let Some(local) = open.get(place) {
                 return Ok(local.clone());
             }
@@ -249,7 +249,7 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
             (Ok(chosen), _) => all.extend(chosen),
             (Err(error), None) => failure = Some(Failed::new(error)),
             (Err(error), Some(failure)) => {
-                failure.message = format!("{}\n{}", failure.message, Failed::new(error).message)
+                failure.message = format!("{}\n{}", failure.message, Failed::new(error).message);
             }
         }
     }
@@ -257,7 +257,7 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
 }
 
 fn of_image(
-    image: Image,
+    image: &Image,
     open: &mut dyn FnMut(&Place) -> Result<Arc<Local>, source::Error>,
 ) -> Result<Vec<Chosen>, source::Error> {
     let one = |reference: Reference, from| Chosen { reference, from, image: image.clone() };

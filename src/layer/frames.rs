@@ -119,7 +119,7 @@ fn read_full(file: &dyn ReadAt, buf: &mut [u8], at: u64) -> io::Result<usize> {
 /// read, and the last one is kept.
 pub struct Frames {
     of: Arc<dyn ReadAt>,
-    frames: Vec<Frame>,
+    all: Vec<Frame>,
     /// Where the contents of each begin.
     starts: Vec<u64>,
     len: u64,
@@ -139,7 +139,7 @@ impl Frames {
             starts.push(len);
             len += content;
         }
-        Ok(Some(Self { of, frames, starts, len, last: Mutex::new((usize::MAX, Arc::default())) }))
+        Ok(Some(Self { of, all: frames, starts, len, last: Mutex::new((usize::MAX, Arc::default())) }))
     }
 
     fn frame(&self, n: usize) -> io::Result<Arc<Vec<u8>>> {
@@ -147,7 +147,7 @@ impl Frames {
         if last.0 == n {
             return Ok(last.1);
         }
-        let Frame { at, len, content } = self.frames[n];
+        let Frame { at, len, content } = self.all[n];
         let mut decoder = zstd::stream::read::Decoder::new(Section::new(self.of.clone(), at, len))?;
         decoder.window_log_max(ZSTD_WINDOW_LOG)?;
         let size = usize::try_from(content.unwrap_or(0)).unwrap_or(0);

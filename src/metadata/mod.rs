@@ -41,7 +41,7 @@ pub use mend::{
 };
 pub use records::{
     Blob, BlobRow, Image, ImageRow, Snapshot, blob_digests, blobs, check_namespace, foreign_buckets, images,
-    is_migrated, namespaces, put_blob, put_image, put_snapshot, snapshot_sequence,
+    is_migrated, namespaces, put_blob, put_image, put_snapshot, referrers, snapshot_sequence,
 };
 
 pub use show::{Shown, show, show_key};

@@ -305,6 +305,22 @@ pub fn blobs(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Result<BlobRow>>> {
     })
 }
 
+/// Digests of what a namespace's labels keep because it refers to an image, each once; records that cannot be read are passed
+/// over.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub fn referrers(tx: &Tx<'_>, namespace: &str) -> Result<Vec<Digest>> {
+    let mut found = Vec::new();
+    for blob in blobs(tx, namespace)?.into_iter().flatten() {
+        let refs = blob.labels.iter().filter(|(key, _)| super::labels::is_referrer_ref(key));
+        found.extend(refs.filter_map(|(_, digest)| digest.parse::<Digest>().ok()));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
 /// The digests of a namespace's blobs; keys that are none are passed over.
 ///
 /// # Errors

@@ -78,7 +78,9 @@ pub(super) fn images(archive: &Archive, place: &str) -> Result<Found> {
         if tags.is_empty() {
             found.add(None, target);
         } else {
-            tags.iter().for_each(|tag| found.add(Some(full(tag)), target.clone()));
+            for tag in &tags {
+                found.add(Some(full(tag)), target.clone());
+            }
         }
     }
     Ok(found)

@@ -1,6 +1,6 @@
 //! A place on this machine, opened: images by name, blobs by digest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::archive::{Archive, part_path};
 use super::{Error, Result, docker};
 use crate::bolt::Lock;
 use crate::content::Store;
-use crate::metadata::{self, K8S_NAMESPACE, MetaDb, Wait};
+use crate::metadata::{self, ImageRow, K8S_NAMESPACE, MetaDb, Wait};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 use crate::root::{CONTAINERD_ROOT, Root};
 use crate::spec::{Place, Scheme};
@@ -65,6 +65,8 @@ pub struct Local {
     blobs: Blobs,
     /// Documents that are in no file.
     made: HashMap<Digest, Bytes>,
+    /// What containerd's labels keep beside the images, because it refers to them.
+    attached: Vec<Digest>,
 }
 
 enum Blobs {
@@ -115,6 +117,7 @@ impl Local {
                     index: None,
                     blobs: Blobs::Archive(archive, members),
                     made,
+                    attached: Vec::new(),
                 }
             }
             Scheme::Containerd => return Self::containerd(shown, &path, name),
@@ -167,7 +170,7 @@ impl Local {
         }
         let own = Descriptor::new(media_type::OCI_INDEX, Digest::of(&index), index.len() as u64);
         let made = HashMap::from([(own.digest.clone(), index.into())]);
-        Ok(Self { place, path, name: None, images, index: Some(own), blobs, made })
+        Ok(Self { place, path, name: None, images, index: Some(own), blobs, made, attached: Vec::new() })
     }
 
     /// The images of a namespace of containerd's state, which may be named by the root it is in; without a namespace, of k8s.io.
@@ -180,19 +183,22 @@ impl Local {
         let wait = Wait { timeout: Duration::ZERO, tell: &|_| (), stop: &AtomicBool::new(false) };
         let namespace = namespace.unwrap_or(K8S_NAMESPACE);
         let mut meta = MetaDb::lock(&root, Lock::Shared, &wait)?;
-        let rows = meta.read(|tx| metadata::images(tx, namespace))?;
-        let rows = rows.ok_or_else(|| Error::Lacks { place: place.clone(), what: "containerd's meta.db" })?;
-        let mut images = Vec::new();
-        for row in rows {
-            let row = row?;
-            // A name that is but a digest is CRI's, for an image that has another.
-            if row.name.parse::<Digest>().is_err() && !row.name.contains('@') {
-                images.push(Held { name: Some(row.name), target: row.target });
-            }
-        }
+        let rows = meta.read(|tx| Ok((metadata::images(tx, namespace)?, metadata::referrers(tx, namespace)?)))?;
+        let (rows, attached) =
+            rows.ok_or_else(|| Error::Lacks { place: place.clone(), what: "containerd's meta.db" })?;
+        let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let tags: HashSet<_> =
+            rows.iter().filter_map(|row| Some((row.name.rsplit_once(':')?.0, &row.target.digest))).collect();
+        // A name that is but a digest is CRI's, for an image that has another; so is one by digest beside one by tag.
+        let is_extra = |row: &ImageRow| match row.name.split_once('@') {
+            Some((repository, _)) => tags.contains(&(repository, &row.target.digest)),
+            None => row.name.parse::<Digest>().is_ok(),
+        };
+        let chosen = rows.iter().filter(|row| !is_extra(row));
+        let images = chosen.map(|row| Held { name: Some(row.name.clone()), target: row.target.clone() }).collect();
         let blobs = Blobs::Store(Store::open(&root)?);
         let path = path.to_owned();
-        Ok(Self { place, path, name: None, images, index: None, blobs, made: HashMap::new() })
+        Ok(Self { place, path, name: None, images, index: None, blobs, made: HashMap::new(), attached })
     }
 
     /// How the place was named.
@@ -203,6 +209,12 @@ impl Local {
     /// All images it holds.
     pub fn images(&self) -> &[Held] {
         &self.images
+    }
+
+    /// Documents that refer to its images (signatures, SBOMs), where no image is named for them: in containerd's state, labels keep
+    /// them.
+    pub fn attached(&self) -> &[Digest] {
+        &self.attached
     }
 
     /// The image behind the place's colon, or else the only one it holds; without names, an index of several entries is one

@@ -26,14 +26,14 @@ const HELLO: &str = "registry.invalid/demo/hello:1.0";
 /// Two layers, one of them large enough for parts.
 const LARGE: &str = "[layer.a]\nfiles = [{ path = \"a\", random = 30000000 }]\n[layer.b]\nfiles = [{ path = \"b\", random = 3000000 }]\n[[image]]\nname = \"large:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"a\", \"b\"]\n";
 
-struct Pki {
+pub struct Pki {
     dir: PathBuf,
 }
 
 impl Pki {
     /// An authority, a server's certificate for loopback, and a client's; two servers that vouch for themselves, one of them
     /// for another address.
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let openssl = |args: &str| run(Command::new("openssl").current_dir(dir).args(args.split_whitespace()));
         let key =
@@ -60,7 +60,7 @@ impl Pki {
         Self { dir: dir.to_owned() }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
 

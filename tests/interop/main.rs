@@ -25,6 +25,7 @@ mod report;
 mod resume;
 mod schema;
 mod script;
+mod serve;
 mod sides;
 mod signed;
 mod snapshots;

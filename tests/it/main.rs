@@ -33,6 +33,7 @@ mod referrers;
 mod repair;
 mod reproducible;
 mod scale;
+mod serve;
 mod soak;
 mod spec;
 mod transfer;

@@ -8,5 +8,6 @@ pub mod damage;
 pub mod prebake;
 pub mod registry;
 pub mod rng;
+pub mod served;
 pub mod situations;
 pub mod world;
