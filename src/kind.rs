@@ -4,7 +4,9 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::{bake, bolt, bootstrap, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec};
+use crate::{
+    bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, snapshot, source, spec,
+};
 
 /// What kind of thing went wrong; the command line gives each its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -79,7 +81,9 @@ impl From<&registry::Error> for Kind {
         match error {
             Error::NotFound { .. } | Error::NoHost { .. } => Self::NotFound,
             Error::Unauthorized { .. } => Self::Unauthorized,
-            Error::TooLarge { .. } | Error::WrongClaim { .. } => Self::Corrupt,
+            Error::TooLarge { .. } | Error::WrongClaim { .. } | Error::WrongBytes { .. } | Error::NoTags { .. } => {
+                Self::Corrupt
+            }
             Error::GaveUp { source, .. } => (&**source).into(),
             Error::Hosts(error) => error.into(),
             Error::Credentials(error) => error.into(),
@@ -93,6 +97,8 @@ impl From<&registry::Error> for Kind {
             | Error::WrongRange { .. }
             | Error::Address { .. }
             | Error::Redirect { .. }
+            | Error::Upload { .. }
+            | Error::Read { .. }
             | Error::Token { .. } => Self::Unavailable,
             Error::Setup(_) => Self::Io,
         }
@@ -105,7 +111,9 @@ impl From<&source::Error> for Kind {
         match error {
             Error::Registry(error) => error.into(),
             Error::Io { source, .. } => source.into(),
-            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => Self::Corrupt,
+            Error::Archive { .. } | Error::Twice { .. } | Error::Unusable { .. } | Error::Document { .. } => {
+                Self::Corrupt
+            }
             Error::TooLarge { .. } => Self::Corrupt,
             Error::Lacks { .. } | Error::Which { .. } | Error::Nameless { .. } => Self::InvalidInput,
             Error::NoImage { .. } | Error::Absent { .. } | Error::Part { .. } => Self::NotFound,
@@ -113,6 +121,23 @@ impl From<&source::Error> for Kind {
             Error::Metadata(error) => error.into(),
             Error::Root(error) => error.into(),
             Error::Task => Self::Io,
+        }
+    }
+}
+
+impl From<&bundle::Error> for Kind {
+    fn from(error: &bundle::Error) -> Self {
+        use bundle::Error;
+        match error {
+            Error::Source(error) => error.into(),
+            Error::Registry(error) => error.into(),
+            Error::Document { source: crate::oci::DocumentError::Schema1, .. } => Self::InvalidInput,
+            Error::Document { .. } | Error::WrongDocument { .. } | Error::TooDeep | Error::TooManyDocuments => {
+                Self::Corrupt
+            }
+            Error::NoList { .. } => Self::Corrupt,
+            Error::Incomplete { .. } | Error::NoPlatform { .. } | Error::NoTags { .. } => Self::NotFound,
+            Error::WrongName { .. } | Error::Destination(_) => Self::InvalidInput,
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod bake;
 pub mod bolt;
 pub mod bootstrap;
+pub mod bundle;
 pub mod care;
 pub mod catalog;
 pub mod content;

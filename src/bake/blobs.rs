@@ -93,8 +93,7 @@ pub(super) struct Blobs {
 impl Blobs {
     pub(super) fn new(request: &Request, store: Store, place: Place, listener: Arc<dyn Listener>) -> Result<Self> {
         let namespace = request.images.first().map_or(K8S_NAMESPACE, |image| &image.namespace);
-        let mut blobs =
-            Self::with(request.registry.clone(), request.concurrency, namespace, store, place, listener)?;
+        let mut blobs = Self::with(request.registry.clone(), request.concurrency, namespace, store, place, listener)?;
         for Wanted { reference, from, .. } in &request.images {
             if let Some((local, held)) = from {
                 blobs.sources.put(reference.clone(), local.clone(), held.clone());

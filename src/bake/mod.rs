@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use blobs::{Blobs, Place};
 use each::{Images, each, tell_names};
+pub(crate) use event::notices;
 pub use event::{EVENTS_VERSION, Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
@@ -43,6 +44,7 @@ pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
 use record::{Baked, Snapshots, record};
 pub use refetch::{Lost, refetch};
 pub use report::{Detail, Recorder};
+pub(crate) use resolve::{candidates, platforms};
 use settle::{Before, add_times, times_of};
 use unpack::{Stack, Unpacker};
 
@@ -55,10 +57,10 @@ use crate::metadata::{self, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::root::{Root, RootError};
 use crate::snapshot::Stored;
+use crate::source::{self, Held, Local};
 use crate::spec::{LockedImage, Policy};
 use crate::times::Times;
 use crate::trust::PublicKey;
-use crate::source::{self, Held, Local};
 use crate::{layer, registry, snapshot};
 
 /// Blobs under way at a time, unless asked otherwise.

@@ -238,7 +238,9 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
         match (one, &mut failure) {
             (Ok(chosen), _) => all.extend(chosen),
             (Err(error), None) => failure = Some(Failed::new(error)),
-            (Err(error), Some(failure)) => failure.message = format!("{}\n{}", failure.message, Failed::new(error).message),
+            (Err(error), Some(failure)) => {
+                failure.message = format!("{}\n{}", failure.message, Failed::new(error).message)
+            }
         }
     }
     failure.map_or(Ok(all), Err)

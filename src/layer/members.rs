@@ -84,9 +84,9 @@ pub fn decompress(mut source: impl Read + Send, out: &mut impl Write, limit: u64
     let pool = Buffers::new();
     let mut left = limit;
     let mut write = |block: Block| {
-        left = left.checked_sub(block.len() as u64).ok_or_else(|| {
-            io::Error::other(format!("it decompresses to more than {limit} bytes"))
-        })?;
+        left = left
+            .checked_sub(block.len() as u64)
+            .ok_or_else(|| io::Error::other(format!("it decompresses to more than {limit} bytes")))?;
         out.write_all(&block)
     };
     if gzip {

@@ -107,7 +107,15 @@ impl Local {
             Scheme::DockerArchive => {
                 let archive = Archive::open(&path)?;
                 let Found { images, members, made } = docker::images(&archive, &shown)?;
-                Self { place: shown, path, name: None, images, index: None, blobs: Blobs::Archive(archive, members), made }
+                Self {
+                    place: shown,
+                    path,
+                    name: None,
+                    images,
+                    index: None,
+                    blobs: Blobs::Archive(archive, members),
+                    made,
+                }
             }
             Scheme::Containerd => return Self::containerd(shown, path, name),
         };
@@ -343,7 +351,9 @@ fn blob_path(dir: &Path, digest: &Digest) -> PathBuf {
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = match File::open(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         file => file.map_err(io)?,
     };
     let mut bytes = Vec::new();

@@ -28,6 +28,11 @@ impl Sources {
         Ok(Self { client: Arc::new(Client::new(options, notify)?), places: HashMap::new() })
     }
 
+    /// Registries alone, through a client that others use as well.
+    pub fn through(client: Arc<Client>) -> Self {
+        Self { client, places: HashMap::new() }
+    }
+
     /// An image, under this name, from a place; the first one counts.
     pub fn put(&mut self, reference: Reference, local: Arc<Local>, held: Held) {
         self.places.entry(reference).or_insert((local, held));
@@ -135,12 +140,9 @@ impl Sources {
     /// As [`Client::blob`].
     pub fn blob(&self, reference: &Reference, descriptor: &Descriptor, from: u64, tag: Option<String>) -> Blob {
         match self.places.get(reference) {
-            Some((local, _)) => Blob::Local(LocalBlob {
-                local: local.clone(),
-                digest: descriptor.digest.clone(),
-                from,
-                reader: None,
-            }),
+            Some((local, _)) => {
+                Blob::Local(LocalBlob { local: local.clone(), digest: descriptor.digest.clone(), from, reader: None })
+            }
             None => Blob::Registry(Box::new(self.client.blob(reference, descriptor, from, tag))),
         }
     }

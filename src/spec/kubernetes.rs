@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::file::Image;
-use crate::oci::Reference;
 use super::{SpecError, Wrong, list};
+use crate::oci::Reference;
 
 /// Where a pod's description names containers.
 const CONTAINERS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];

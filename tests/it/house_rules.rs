@@ -65,6 +65,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "times",
             ],
         ),
+        ("bundle", &["bake", "content", "kind", "layer", "metadata", "oci", "registry", "root", "source", "spec"]),
         ("fixture", &["layer", "oci"]),
         (
             "kind",
@@ -72,6 +73,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "bake",
                 "bolt",
                 "bootstrap",
+                "bundle",
                 "care",
                 "catalog",
                 "content",
@@ -256,7 +258,7 @@ fn third_parties_stay_behind_their_fences() {
 
 #[test]
 fn async_only_where_the_network_is() {
-    let rooms = ["registry", "bake", "fixture", "cli"];
+    let rooms = ["registry", "source", "bake", "bundle", "fixture", "cli"];
     for (path, text) in sources() {
         let is_async = code(&text).contains("async ");
         let is_live = path.to_str().unwrap().contains("/bootstrap/live/");
