@@ -68,7 +68,7 @@ impl Board {
             Event::ImageResolved { .. } => self.resolved += 1,
             Event::Planned { fetch, .. } => self.to_fetch = Some(*fetch),
             Event::ImageFetched { image, .. } | Event::ImageCopied { image, .. } => {
-                drop(self.ended.insert((*image).to_owned()))
+                self.ended.insert((*image).to_owned());
             }
             Event::ImageFailed { image, .. } => {
                 self.ended.insert((*image).to_owned());

@@ -11,6 +11,7 @@ mod bake;
 mod bbolt;
 mod campaign;
 mod collect;
+mod copy;
 mod cri;
 mod hostile;
 mod layout;
