@@ -82,7 +82,9 @@ impl From<&registry::Error> for Kind {
         match error {
             Error::NotFound { .. } | Error::NoHost { .. } => Self::NotFound,
             Error::Unauthorized { .. } => Self::Unauthorized,
-            Error::TooLarge { .. } | Error::WrongClaim { .. } => Self::Corrupt,
+            Error::TooLarge { .. } | Error::WrongClaim { .. } | Error::WrongBytes { .. } | Error::NoTags { .. } => {
+                Self::Corrupt
+            }
             Error::GaveUp { source, .. } => (&**source).into(),
             Error::Hosts(error) => error.into(),
             Error::Credentials(error) => error.into(),
@@ -96,6 +98,8 @@ impl From<&registry::Error> for Kind {
             | Error::WrongRange { .. }
             | Error::Address { .. }
             | Error::Redirect { .. }
+            | Error::Upload { .. }
+            | Error::Read { .. }
             | Error::Token { .. } => Self::Unavailable,
             Error::Setup(_) => Self::Io,
         }
@@ -142,6 +146,14 @@ impl From<&bundle::Error> for Kind {
             Error::NoSpace { .. } => Self::NoSpace,
             Error::NoBundle(_) | Error::Inventory { .. } => Self::InvalidInput,
             Error::Lacking { .. } | Error::Export { .. } => Self::NotFound,
+            Error::Registry(error) => error.into(),
+            Error::Document { source: crate::oci::DocumentError::Schema1, .. } => Self::InvalidInput,
+            Error::Document { .. } | Error::WrongDocument { .. } | Error::TooDeep | Error::TooManyDocuments => {
+                Self::Corrupt
+            }
+            Error::NoList { .. } => Self::Corrupt,
+            Error::Incomplete { .. } | Error::NoPlatform { .. } | Error::NoTags { .. } => Self::NotFound,
+            Error::WrongName { .. } | Error::Destination(_) => Self::InvalidInput,
             Error::Stopped => Self::Unavailable,
             Error::Task => Self::Io,
         }

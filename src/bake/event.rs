@@ -162,6 +162,17 @@ pub enum Event<'a> {
         /// Why.
         error: &'a str,
     },
+    /// An image is where it was to be copied.
+    ImageCopied {
+        /// The image name, or the place it is in.
+        image: &'a str,
+        /// Its name there.
+        to: &'a str,
+        /// Digest of its index or manifest there.
+        digest: &'a Digest,
+        /// `false`: all of it was there before.
+        changed: bool,
+    },
     /// containerd's metadata names the images.
     Bootstrapped {
         /// In which namespace.
@@ -180,7 +191,7 @@ pub trait Listener: Send + Sync {
 }
 
 /// Lets a listener hear what the registry client has to say.
-pub(super) fn notices(listener: Arc<dyn Listener>) -> Notify {
+pub(crate) fn notices(listener: Arc<dyn Listener>) -> Notify {
     Arc::new(move |notice| match notice {
         Notice::Again { error, tries, of, wait } => {
             let (reason, wait_seconds) = (&chain(*error), wait.as_secs_f64());
@@ -251,6 +262,7 @@ mod tests {
             Event::LayerStarted { digest, chain: digest },
             Event::LayerEnded { digest, chain: digest, unpacked: None },
             Event::ImageFailed { image, kind: Kind::Io, error },
+            Event::ImageCopied { image, to: "", digest, changed: true },
             Event::Bootstrapped { namespace, images: 1, changed: true },
         ];
         let documented = documented();
@@ -263,7 +275,7 @@ mod tests {
                 Event::BlobRetried { .. } | Event::BlobFailed { .. } | Event::BlobDone { .. } => {}
                 Event::Again { .. } | Event::Limited { .. } | Event::Quota { .. } | Event::ImageFetched { .. } => {}
                 Event::LayerStarted { .. } | Event::LayerEnded { .. } => {}
-                Event::ImageFailed { .. } | Event::Bootstrapped { .. } => {}
+                Event::ImageFailed { .. } | Event::ImageCopied { .. } | Event::Bootstrapped { .. } => {}
             }
             let json = serde_json::to_value(event).expect("an object");
             let name = json["event"].as_str().expect("a name").to_owned();

@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use blobs::{Blobs, Place};
 use each::{Images, each, tell_names};
+pub(crate) use event::notices;
 pub use event::{EVENTS_VERSION, Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
@@ -44,6 +45,7 @@ pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
 use record::{Baked, Snapshots, record};
 pub use refetch::{Lost, refetch};
 pub use report::{Detail, Recorder};
+pub(crate) use resolve::{candidates, platforms};
 use settle::{Before, add_times, times_of};
 pub use survey::{Survey, Surveyed, survey};
 use unpack::{Stack, Unpacker};

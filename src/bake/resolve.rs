@@ -9,7 +9,7 @@ use crate::oci::{Config, Descriptor, Document, Index, Manifest, Platform, media_
 ///
 /// Entries that name the platform count. Only when there are none, those that name no platform do, and their configs
 /// decide. Attestations (`unknown/unknown`) never do.
-pub(super) fn candidates<'i>(index: &'i Index, wanted: &Platform) -> Vec<&'i Descriptor> {
+pub(crate) fn candidates<'i>(index: &'i Index, wanted: &Platform) -> Vec<&'i Descriptor> {
     let documents = || {
         let document = |d: &&Descriptor| media_type::is_manifest(&d.media_type) || media_type::is_index(&d.media_type);
         index.manifests.iter().filter(document)
@@ -22,7 +22,7 @@ pub(super) fn candidates<'i>(index: &'i Index, wanted: &Platform) -> Vec<&'i Des
 }
 
 /// The platforms an index names.
-pub(super) fn platforms(index: &Index) -> BTreeSet<String> {
+pub(crate) fn platforms(index: &Index) -> BTreeSet<String> {
     let named = index.manifests.iter().filter_map(Descriptor::platform);
     named.filter(|platform| !platform.is_unknown()).map(|platform| platform.to_string()).collect()
 }

@@ -2,25 +2,32 @@
 
 mod apply;
 mod contents;
+mod copy;
 mod create;
 mod export;
 mod inventory;
+mod mirror;
 mod output;
 mod pack;
+mod push;
 
 use std::io;
 use std::path::PathBuf;
 
 pub use apply::{Bundle, Flaw, open_all, verify_files};
 pub use contents::{BundledBlob, BundledImage, Contents};
+pub use copy::{Copied, CopyRequest, Images, Report, copy};
 pub use create::{Create, Created, create};
 pub use export::{Destination, Export, Exported, export};
 pub use inventory::Inventory;
+pub use mirror::{MirrorRequest, mirror};
 pub use output::{Form, Written};
+pub use push::{Moved, Pushed, Pusher, What};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, DocumentError, Platform};
 use crate::root::RootError;
-use crate::{bake, catalog, content, source};
+use crate::spec::NoDestination;
+use crate::{bake, catalog, content, registry, source};
 
 /// Why images are not carried.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +132,74 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The registry that it goes to does not take it.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// One of its documents cannot be used.
+    #[error("{what} cannot be used")]
+    Document {
+        /// Which one.
+        what: String,
+        /// Why.
+        source: DocumentError,
+    },
+    /// What came of a document is another one.
+    #[error("what {from} gave for {digest} is {got}")]
+    WrongDocument {
+        /// Where it came from.
+        from: String,
+        /// What was asked for.
+        digest: Digest,
+        /// What came.
+        got: Digest,
+    },
+    /// A part of it is not there.
+    #[error("{digest}, which belongs to the image, is not there; --platform names the platforms that are to be copied")]
+    Incomplete {
+        /// The document that is missing.
+        digest: Digest,
+        /// Who says so.
+        source: Box<source::Error>,
+    },
+    /// It is not for that platform.
+    #[error("there is none for {wanted}; there is one for {has}")]
+    NoPlatform {
+        /// What was asked for.
+        wanted: Platform,
+        /// What there is.
+        has: String,
+    },
+    /// The name that it should get is that of another one.
+    #[error("{to} names another image than {digest}, which would go there")]
+    WrongName {
+        /// The name.
+        to: String,
+        /// What would go there.
+        digest: Digest,
+    },
+    /// Indexes in indexes, without an end.
+    #[error("its indexes are nested too deep")]
+    TooDeep,
+    /// More documents than an image has.
+    #[error("it has too many documents")]
+    TooManyDocuments,
+    /// What lists the referrers of something at the destination is no list.
+    #[error("{tag} should list what refers to an image, and is something else")]
+    NoList {
+        /// The tag that stands in for the API.
+        tag: String,
+    },
+    /// No tag fits.
+    #[error("no tag of {repository} fits {}", tags.join(", "))]
+    NoTags {
+        /// The repository.
+        repository: String,
+        /// The patterns.
+        tags: Vec<String>,
+    },
+    /// It has no name at the destination.
+    #[error(transparent)]
+    Destination(#[from] NoDestination),
     /// It was told to stop.
     #[error("stopped before it was complete")]
     Stopped,

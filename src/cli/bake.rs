@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{
-    DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Error, Listener, Policies, Recorder, Report, Request, run,
-};
+use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Listener, Policies, Recorder, Report, Request, run};
+use prebake::kind::Kind;
 use prebake::snapshot::OVERLAYFS;
 use prebake::spec::{Policy, Rule, parse_size};
 use serde_json::json;
@@ -21,7 +20,7 @@ use super::wanted::{Asked, WantedArgs};
 use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
 
 /// Blobs under way at a time, at most.
-const MAX_CONCURRENCY: u8 = 32;
+pub(super) const MAX_CONCURRENCY: u8 = 32;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -301,10 +300,15 @@ pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Gone {
 }
 
 /// What a signal asks for.
-type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs something that a signal stops; with the signal that came, if one did.
-pub(super) fn interruptible<R>(work: impl AsyncFnOnce(Cancel) -> Result<R, Error>) -> Result<(R, Option<u8>), Failed> {
+pub(super) fn interruptible<R, E: std::error::Error>(
+    work: impl AsyncFnOnce(Cancel) -> Result<R, E>,
+) -> Result<(R, Option<u8>), Failed>
+where
+    for<'e> Kind: From<&'e E>,
+{
     prebake::install_tls();
     let io = |error: std::io::Error| Failed::usage(format!("starting failed: {error}"));
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io);

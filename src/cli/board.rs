@@ -67,7 +67,9 @@ impl Board {
             Event::Images { images } => self.images = images.to_vec(),
             Event::ImageResolved { .. } => self.resolved += 1,
             Event::Planned { fetch, .. } => self.to_fetch = Some(*fetch),
-            Event::ImageFetched { image, .. } => drop(self.ended.insert((*image).to_owned())),
+            Event::ImageFetched { image, .. } | Event::ImageCopied { image, .. } => {
+                self.ended.insert((*image).to_owned());
+            }
             Event::ImageFailed { image, .. } => {
                 self.ended.insert((*image).to_owned());
                 self.failed += 1;

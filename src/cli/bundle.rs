@@ -12,6 +12,7 @@ use prebake::trust::{PublicKey, SigningKey};
 use serde_json::json;
 
 use super::bake::{self, BakeArgs, LimitArgs};
+use super::copy::{self, HowArgs};
 use super::output::{self, OutputArgs};
 use super::{Failed, RootArgs, TimesArgs, exit_code, plan, progress, wanted};
 
@@ -19,6 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   prebake bundle create -o site.bundle -f bake.toml --split 4GiB --sign-key bundle.key
   prebake bundle apply --root / --verify-key bundle.pub /media/usb/site.bundle
+  prebake bundle apply --to-registry registry.site:5000 /media/usb/site.bundle
   prebake inventory --root / > site.inv
   prebake bundle create -o week.bundle -f bake.toml --since site.inv
   prebake bundle verify /media/usb/site.bundle.003        one part by itself
@@ -36,7 +38,7 @@ enum Command {
     /// Put images, with their policies, into one archive; from a registry they stream into it
     Create(Box<CreateArgs>),
     /// Bake what a bundle carries into a root
-    Apply(ApplyArgs),
+    Apply(Box<ApplyArgs>),
     /// Hash the files of a bundle, and every blob in it
     Verify(VerifyArgs),
     /// Make a key that signs bundles (FILE.key), and the one they are verified with (FILE.pub)
@@ -88,7 +90,10 @@ fn part_size(text: &str) -> Result<u64, String> {
 #[derive(Args)]
 struct ApplyArgs {
     #[command(flatten)]
-    root: RootArgs,
+    root: Option<RootArgs>,
+    /// Push it to this registry instead, below this path: HOST[/PATH]
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["root", "policy", "snapshotters"])]
+    to_registry: Option<String>,
     /// Bundles, the first one first; of one that is split, any of its files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -101,9 +106,6 @@ struct ApplyArgs {
     /// Snapshotters that containers on this root will use; layers that another one than overlayfs needs are not discarded
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     snapshotters: Vec<String>,
-    /// Only tell what it would do and take
-    #[arg(long)]
-    dry_run: bool,
     /// Begin even when the disk has too little space by what is known before
     #[arg(long)]
     ignore_space: bool,
@@ -112,7 +114,7 @@ struct ApplyArgs {
     #[command(flatten)]
     times: TimesArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    how: HowArgs,
 }
 
 #[derive(Args)]
@@ -157,7 +159,7 @@ impl BundleArgs {
     pub(super) fn json(&self) -> bool {
         match &self.command {
             Command::Create(args) => args.bake.fetch.output.json,
-            Command::Apply(args) => args.output.json,
+            Command::Apply(args) => args.how.output.json,
             Command::Verify(args) => args.output.json,
             Command::Keygen(_) => false,
         }
@@ -195,7 +197,8 @@ fn create(mut args: CreateArgs) -> Result<u8, Failed> {
     let create =
         Create { request, output: args.output.clone(), form: args.form.form(), since, key, dry_run: args.dry_run };
     let listener = progress::listener(out);
-    let (created, signal) = bake::interruptible(async |cancel| Ok(bundle::create(create, listener, cancel).await))?;
+    let (created, signal) =
+        bake::interruptible(async |cancel| Ok::<_, bundle::Error>(bundle::create(create, listener, cancel).await))?;
     let created = match (created, signal) {
         (Err(bundle::Error::Stopped), Some(signal)) => return Ok(128 + signal),
         (Err(bundle::Error::Images(failed)), _) => {
@@ -239,13 +242,17 @@ fn apply(args: &ApplyArgs) -> Result<u8, Failed> {
     let bundles = bundle::open_all(&args.files, &keys(&args.verify_key)?).map_err(Failed::new)?;
     let mut code = 0;
     for bundle in &bundles {
-        code = code.max(apply_one(args, bundle)?);
+        code = code.max(match (&args.root, &args.to_registry) {
+            (_, Some(registry)) => copy::push_bundle(bundle, registry, &args.how)?,
+            (Some(root), None) => apply_one(args, root, bundle)?,
+            (None, None) => return Err(Failed::usage("where to: --root names a root, --to-registry a registry")),
+        });
     }
     Ok(code)
 }
 
-fn apply_one(args: &ApplyArgs, bundle: &Bundle) -> Result<u8, Failed> {
-    let root = args.root.root();
+fn apply_one(args: &ApplyArgs, to: &RootArgs, bundle: &Bundle) -> Result<u8, Failed> {
+    let (root, output) = (to.root(), args.how.output);
     let store = prebake::content::Store::open(&root).map_err(Failed::new)?;
     bundle.check(&store).map_err(Failed::new)?;
     let mut images = bundle.wanted().map_err(Failed::new)?;
@@ -272,13 +279,13 @@ fn apply_one(args: &ApplyArgs, bundle: &Bundle) -> Result<u8, Failed> {
         fail_fast: false,
         retry_failed: false,
         epoch: args.times.source_date_epoch,
-        lock_timeout: args.root.lock_timeout(),
+        lock_timeout: to.lock_timeout(),
     };
-    if args.dry_run {
-        return plan::show(request, None, args.output);
+    if args.how.dry_run {
+        return plan::show(request, None, output);
     }
-    let (report, signal) = bake::go(request, progress::listener(args.output))?;
-    Ok(bake::end(&report, signal, args.output))
+    let (report, signal) = bake::go(request, progress::listener(output))?;
+    Ok(bake::end(&report, signal, output))
 }
 
 fn verify(args: &VerifyArgs) -> Result<u8, Failed> {

@@ -56,7 +56,7 @@ pub(super) fn run(mut args: ExportArgs) -> Result<u8, Failed> {
     let listener = progress::listener(args.out);
     let (exported, signal) = bake::interruptible(async |cancel| {
         tokio::select! {
-            exported = bundle::export(export, listener) => Ok(exported),
+            exported = bundle::export(export, listener) => Ok::<_, bundle::Error>(exported),
             () = cancel => Ok(Err(bundle::Error::Stopped)),
         }
     })?;

@@ -68,7 +68,7 @@ pub(super) fn bake(request: Request, address: &Path, listener: Arc<dyn Listener>
 /// Lets the containerd at `address` collect its garbage.
 pub(super) fn gc(root: &Root, address: &Path, out: OutputArgs) -> Result<u8, Failed> {
     let before = root.space().map_err(Failed::new)?.free;
-    interruptible(async |_| Ok(collect_garbage(address, K8S_NAMESPACE).await?))?;
+    interruptible(async |_| collect_garbage(address, K8S_NAMESPACE).await)?;
     let freed = root.space().map_err(Failed::new)?.free.saturating_sub(before);
     if out.json {
         output::say_json(&json!({"event": "collected", "bytes": freed}));

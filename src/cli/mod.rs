@@ -6,6 +6,7 @@ mod bolt;
 mod bootstrap;
 mod bundle;
 mod check;
+mod copy;
 mod demo;
 mod diff;
 mod discard;
@@ -76,6 +77,10 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     /// Make everything that was fetched into a root known to containerd: in its metadata, or over its socket
     Bootstrap(bootstrap::BootstrapArgs),
+    /// Copy an image to a registry: from another one, a layout, an archive, a root
+    Copy(copy::CopyArgs),
+    /// Copy many images to where a mirror.toml says
+    Mirror(copy::MirrorArgs),
     /// Name the images of Kubernetes objects, of components.json, of a root: as a list, or as a bake.toml
     List(list::ListArgs),
     /// List what containerd will list
@@ -208,6 +213,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Lock(args) => args.fetch.output.json,
         Command::Unpack(args) => args.output.json,
         Command::Bootstrap(args) => args.output.json,
+        Command::Copy(args) => args.json(),
+        Command::Mirror(args) => args.json(),
         Command::Images(args) => args.json,
         Command::List(args) => args.json,
         Command::Check(args) => args.output.json,
@@ -235,6 +242,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Lock(args) => lock::run(args),
         Command::Unpack(args) => unpack::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
+        Command::Copy(args) => copy::copy(args),
+        Command::Mirror(args) => copy::mirror(args),
         Command::Images(args) => images::run(&args),
         Command::List(args) => list::run(&args),
         Command::Check(args) => check::run(&args),

@@ -57,12 +57,17 @@ pub(super) fn failed(failed: &Failed, json: bool) {
 
 /// A line for each image that failed; those that failed alike together, below what helps.
 pub(super) fn failures(outcomes: &[Outcome]) {
+    failures_by(outcomes, Kind::remedy);
+}
+
+/// As [`failures`], where something else helps.
+pub(super) fn failures_by(outcomes: &[Outcome], remedy: fn(Kind) -> &'static str) {
     let mut failed: Vec<_> = outcomes.iter().filter_map(|one| Some((&one.name, one.failure.as_ref()?))).collect();
     failed.sort_by_key(|(_, failure)| failure.kind);
     let mut last = None;
     for (name, failure) in failed {
         if last.replace(failure.kind) != Some(failure.kind) {
-            tell(format!("what helps: {}", failure.kind.remedy()));
+            tell(format!("what helps: {}", remedy(failure.kind)));
         }
         tell(format!("failed: {name}: {}", failure.message));
     }

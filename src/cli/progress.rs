@@ -134,10 +134,13 @@ fn line(event: &Event<'_>) -> Option<String> {
     Some(match event {
         Event::ImageResolved { image, digest, platforms, blobs, bytes } => {
             let platforms: Vec<String> = platforms.iter().map(ToString::to_string).collect();
-            let (platforms, bytes) = (platforms.join(", "), output::bytes(*bytes));
+            let platforms = if platforms.is_empty() { "all platforms".to_owned() } else { platforms.join(", ") };
+            let bytes = output::bytes(*bytes);
             format!("resolved {image} to {digest} ({platforms}, {blobs} blobs, {bytes})")
         }
         Event::ImageFetched { image, .. } => format!("fetched {image}"),
+        Event::ImageCopied { image, to, changed: true, .. } => format!("copied {image} to {to}"),
+        Event::ImageCopied { to, .. } => format!("up to date: {to}"),
         Event::Bootstrapped { namespace, images, changed: true } => {
             format!("containerd's metadata names {images} images in {namespace}")
         }

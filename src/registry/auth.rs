@@ -51,10 +51,10 @@ impl Signature {
     }
 }
 
-/// Signatures by host and repository.
+/// Signatures by host, repository and what they are good for.
 pub(super) struct Auth {
     keychain: Keychain,
-    slots: Mutex<HashMap<(String, String), Slot>>,
+    slots: Mutex<HashMap<(String, String, String), Slot>>,
 }
 
 /// Locked while an exchange is under way, so that parallel requests share one.
@@ -73,6 +73,16 @@ pub(super) struct Place<'a> {
     pub(super) repository: &'a str,
     /// What is being asked for, in words.
     pub(super) what: &'a str,
+    pub(super) rights: Rights<'a>,
+}
+
+/// What a signature has to be good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights<'a> {
+    Pull,
+    Push,
+    /// To push, and to pull from this repository of the same registry.
+    Mount(&'a str),
 }
 
 /// A challenge for a token.
@@ -80,7 +90,7 @@ pub(super) struct Place<'a> {
 struct Bearer {
     realm: Url,
     service: Option<String>,
-    scope: String,
+    scopes: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -97,7 +107,12 @@ impl Auth {
 
     fn slot(&self, place: Place<'_>) -> Slot {
         let mut slots = lock(&self.slots);
-        let key = (place.host.url().to_owned(), place.repository.to_owned());
+        let rights = match place.rights {
+            Rights::Pull => String::new(),
+            Rights::Push => "push".to_owned(),
+            Rights::Mount(from) => format!("push {from}"),
+        };
+        let key = (place.host.url().to_owned(), place.repository.to_owned(), rights);
         let new = || Arc::new(AsyncMutex::new(State { signature: Signature::Nobody, renewal: None }));
         slots.entry(key).or_insert_with(new).clone()
     }
@@ -178,18 +193,20 @@ impl Auth {
         if let Some(Credential::Bearer(token)) = credential {
             return Ok(State { signature: Signature::Bearer(token), renewal: None });
         }
+        let joined = bearer.scopes.join(" ");
         let service = bearer.service.iter().map(|service| ("service", service.as_str()));
         let request = |http: reqwest::Client, mut url: Url| {
-            let scope = [("scope", bearer.scope.as_str())];
             let request = match &credential {
                 Some(Credential::Identity(token)) => {
+                    let scope = [("scope", joined.as_str())];
                     let grant =
                         [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token.reveal())];
                     let form: Vec<_> = grant.into_iter().chain(scope).chain(service.clone()).collect();
                     http.post(url).form(&form)
                 }
                 other => {
-                    url.query_pairs_mut().extend_pairs(scope).extend_pairs(service.clone());
+                    let scopes = bearer.scopes.iter().map(|scope| ("scope", scope.as_str()));
+                    url.query_pairs_mut().extend_pairs(scopes).extend_pairs(service.clone());
                     match other {
                         Some(Credential::Password { user, password }) => {
                             http.get(url).basic_auth(user, Some(password.reveal()))
@@ -254,11 +271,29 @@ fn asked_for(headers: &HeaderMap, place: Place<'_>) -> Option<Challenge> {
                 if !matches!(realm.scheme(), "http" | "https") {
                     continue;
                 }
-                let scope = param("scope").filter(|scope| !scope.is_empty());
-                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", place.repository));
-                return Some(Challenge::Bearer(Bearer { realm, service: param("service"), scope }));
+                let scopes = scopes(param("scope"), place);
+                return Some(Challenge::Bearer(Bearer { realm, service: param("service"), scopes }));
             }
         }
     }
     basic
+}
+
+/// What a token has to be good for: what the challenge says, and what is going to be asked for next.
+fn scopes(said: Option<String>, place: Place<'_>) -> Vec<String> {
+    let said = said.filter(|scope| !scope.trim().is_empty());
+    let said = said.unwrap_or_else(|| format!("repository:{}:pull", place.repository));
+    let source = match place.rights {
+        Rights::Mount(from) => Some(format!("repository:{from}:pull")),
+        _ => None,
+    };
+    let mut scopes: Vec<String> = said.split_whitespace().map(str::to_owned).collect();
+    if place.rights != Rights::Pull {
+        let own = |scope: &&mut String| scope.ends_with(":pull") && Some(&**scope) != source.as_ref();
+        for scope in scopes.iter_mut().filter(own) {
+            scope.push_str(",push");
+        }
+    }
+    scopes.extend(source.filter(|source| !scopes.contains(source)));
+    scopes
 }

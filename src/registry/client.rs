@@ -8,7 +8,7 @@ use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::auth::{Auth, Place};
+use super::auth::{Auth, Place, Rights};
 use super::blob::{Blob, Origin, PARTS};
 use super::hosts::{Capabilities, Host, HostsDirs};
 use super::patience::Patience;
@@ -18,7 +18,7 @@ use super::{Error, Notify, Options, Result, lock};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 
 /// A registry's own word for what it sends (distribution specification).
-const DIGEST_HEADER: &str = "docker-content-digest";
+pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
 /// Referrers of one digest after which no further page is asked for.
 const MAX_REFERRERS: usize = 256;
 /// Pages of a list that are asked for.
@@ -29,7 +29,7 @@ const ROOM: u32 = 16 << 10;
 /// A client for any number of registries.
 pub struct Client {
     pub(super) sender: Sender,
-    auth: Auth,
+    pub(super) auth: Auth,
     plain_http: bool,
     dirs: HostsDirs,
     hosts: Mutex<HashMap<String, Vec<Arc<Host>>>>,
@@ -48,7 +48,7 @@ pub struct RawDocument {
     /// The registry's `Content-Type`, without parameters; empty when it gave none.
     pub media_type: String,
     /// The query of the next page, where there is one.
-    next: Option<Vec<(String, String)>>,
+    pub(super) next: Option<Vec<(String, String)>>,
     _room: Room,
 }
 
@@ -129,15 +129,8 @@ impl Client {
         let what = format!("{}:{}", reference.repository(), reference.target());
         let accept = media_type::DOCUMENTS.join(", ");
         let ask = Ask { method: Method::HEAD, ..Ask::new("manifests", reference.target(), &accept, &what) };
-        let mut patience = self.patience();
-        let answer = loop {
-            match self.once(reference, &ask).await {
-                Ok(answer) => break answer,
-                Err(error) => patience.after(error).await?,
-            }
-        };
-        let said = answer.response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok());
-        Ok(said.and_then(|text| text.parse().ok()))
+        let answer = self.patiently(reference, &ask).await?;
+        Ok(said_digest(&answer).and_then(|text| text.parse().ok()))
     }
 
     /// What refers to a digest, by the API or by the tag that stands in for it; what neither knows has none.
@@ -145,13 +138,23 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub async fn referrers(&self, reference: &Reference, subject: &Digest) -> Result<Vec<Descriptor>> {
+        self.list_referrers(reference, subject, Rights::Pull).await
+    }
+
+    pub(super) async fn list_referrers(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        rights: Rights<'_>,
+    ) -> Result<Vec<Descriptor>> {
         let what = format!("referrers of {}@{subject}", reference.repository());
         let tag = subject.as_tag();
         let lists = [
             Ask::new("referrers", subject.as_str(), media_type::OCI_INDEX, &what),
             Ask::new("manifests", &tag, media_type::OCI_INDEX, &what),
         ];
-        for mut ask in lists {
+        for ask in lists {
+            let mut ask = Ask { rights, ..ask };
             let mut all = Vec::new();
             for page in 1.. {
                 let raw = match self.collect(reference, &ask, MAX_DOCUMENT, None).await {
@@ -227,7 +230,7 @@ impl Client {
         if let Some(address) = &from.address {
             return self.sender.ask_at(&from.host, address, ask).await;
         }
-        let place = Place { host: &from.host, repository: reference.repository(), what: ask.what };
+        let place = Place { host: &from.host, repository: reference.repository(), what: ask.what, rights: ask.rights };
         self.sender.ask(&self.auth, place, reference.registry(), ask).await
     }
 
@@ -235,16 +238,31 @@ impl Client {
         Patience::new(self.sender.tries(), self.sender.notify.clone())
     }
 
+    /// Asks until there is an answer, or nothing to be gained.
+    pub(super) async fn patiently(&self, reference: &Reference, ask: &Ask<'_>) -> Result<Answer> {
+        let mut patience = self.patience();
+        loop {
+            match self.once(reference, ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
     /// Asks the hosts in their order, until one answers.
     pub(super) async fn once(&self, reference: &Reference, ask: &Ask<'_>) -> Result<Answer> {
         let registry = reference.registry();
         let mut hosts: Vec<Arc<Host>> =
             self.hosts(registry)?.into_iter().filter(|host| allows(host.capabilities, ask)).collect();
+        if ask.rights != Rights::Pull {
+            // What is pushed is all in one place, as containerd has it.
+            hosts.truncate(1);
+        }
         // Whoever wants to be left alone is, unless nobody else has it.
         hosts.sort_by_key(|host| self.sender.is_closed(host));
         let mut worst: Option<Error> = None;
         for host in &hosts {
-            let place = Place { host, repository: reference.repository(), what: ask.what };
+            let place = Place { host, repository: reference.repository(), what: ask.what, rights: ask.rights };
             match self.sender.ask(&self.auth, place, registry, ask).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
@@ -271,7 +289,7 @@ impl Client {
     }
 
     /// Asks for something small until it comes whole.
-    async fn collect(
+    pub(super) async fn collect(
         &self,
         reference: &Reference,
         ask: &Ask<'_>,
@@ -343,6 +361,11 @@ impl RawDocument {
     }
 }
 
+/// The digest of what was asked for, by the registry's word.
+pub(super) fn said_digest(answer: &Answer) -> Option<&str> {
+    answer.response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok())
+}
+
 /// The query of a `Link` header with `rel="next"` (distribution specification, "Listing Referrers").
 fn next_page(at: &Url, link: &str) -> Option<Vec<(String, String)>> {
     let (target, relation) = link.strip_prefix('<')?.split_once('>')?;
@@ -362,7 +385,9 @@ fn too_large(answer: &Answer, ask: &Ask<'_>, limit: u64) -> Error {
 /// Tags are asked only of hosts that may resolve (`filterHosts`).
 fn allows(capabilities: Capabilities, ask: &Ask<'_>) -> bool {
     match ask.kind {
+        _ if ask.rights != Rights::Pull => capabilities.push,
         "referrers" => capabilities.referrers,
+        "tags" => capabilities.pull && capabilities.resolve,
         "manifests" if !ask.target.contains(':') => capabilities.pull && capabilities.resolve,
         _ => capabilities.pull,
     }

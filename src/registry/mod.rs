@@ -11,8 +11,10 @@ mod credentials;
 mod gate;
 mod hosts;
 mod patience;
+mod push;
 mod send;
 mod tls;
+mod upload;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,7 +25,9 @@ pub use blob::Blob;
 pub use client::{Client, RawDocument, Room};
 pub use credentials::{CredentialsError, Keychain, Look, Plugins};
 pub use hosts::{Capabilities, Host, HostsDirs, HostsError};
+pub use push::Mounted;
 use reqwest::header::HeaderMap;
+pub use upload::{BlobBytes, ReadError, Upload};
 
 /// Tries of one request, or of one transfer since it last came on, unless asked otherwise.
 pub const DEFAULT_TRIES: u32 = 10;
@@ -329,6 +333,40 @@ pub enum Error {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// An upload went wrong in a way that another one may not.
+    #[error("{what} to {host} broke off: {why}")]
+    Upload {
+        /// The host.
+        host: String,
+        /// What was uploaded.
+        what: String,
+        /// What happened.
+        why: String,
+    },
+    /// What was to be pushed could not be read.
+    #[error("{what}: reading what is to be pushed failed")]
+    Read {
+        /// What was uploaded.
+        what: String,
+        /// Why.
+        source: ReadError,
+    },
+    /// What was to be pushed is something else; the upload was left unfinished.
+    #[error("{what}: what came of it is {got}; it was not pushed")]
+    WrongBytes {
+        /// What was uploaded.
+        what: String,
+        /// Its size or digest.
+        got: String,
+    },
+    /// A list of tags that cannot be used.
+    #[error("{what} cannot be used: {why}")]
+    NoTags {
+        /// What was asked for.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// It cannot be told which hosts to ask.
     #[error(transparent)]
     Hosts(#[from] HostsError),
@@ -358,6 +396,7 @@ impl Error {
         match self {
             Self::Transport { source, .. } => !send::is_distrust(source),
             Self::Stalled { .. } | Self::CutOff { .. } | Self::WrongRange { .. } | Self::Address { .. } => true,
+            Self::Upload { .. } | Self::WrongBytes { .. } => true,
             Self::Status { status, .. } => *status >= 500 || *status == 408,
             Self::Limited { retry_after, .. } => retry_after.is_none_or(|wait| wait <= LONGEST_PATIENCE),
             Self::Token { passing, .. } => *passing,
@@ -369,7 +408,7 @@ impl Error {
     fn tries(&self, most: u32) -> u32 {
         match self {
             // Resolved again it works, or the registry has nothing better.
-            Self::Address { .. } => most.min(3),
+            Self::Address { .. } | Self::Upload { .. } | Self::WrongBytes { .. } => most.min(3),
             // Nobody is there: a name or port may be wrong.
             Self::Transport { source, .. } if source.is_connect() => most.min(4),
             _ => most,

@@ -11,12 +11,13 @@ use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::{Instant, timeout};
 
-use super::auth::{Auth, Place, Signature};
+use super::auth::{Auth, Place, Rights, Signature};
 use super::blob::Origin;
 use super::gate::{Bandwidth, Gate, Limits, Turn};
 use super::hosts::{Host, TlsFiles, is_loopback, with_tls};
 use super::patience::retry_after;
 use super::tls::Trust;
+use super::upload::{Passing, Payload};
 use super::{Error, Manners, Notice, Notify, Quota, Result, lock};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,6 +45,8 @@ pub(super) struct Sender {
     speaks_tls: Mutex<HashMap<String, bool>>,
     quotas: Mutex<HashMap<String, Quota>>,
     bandwidth: Bandwidth,
+    /// Of what goes out: it is in nobody's way that comes in.
+    pub(super) uploads: Arc<Bandwidth>,
     pub(super) notify: Notify,
 }
 
@@ -59,7 +62,7 @@ struct Transport {
 #[derive(Clone)]
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
-    /// `manifests`, `blobs` or `referrers`.
+    /// `manifests`, `blobs`, `referrers` or `tags`.
     pub(super) kind: &'static str,
     pub(super) target: &'a str,
     pub(super) query: Vec<(String, String)>,
@@ -68,6 +71,9 @@ pub(super) struct Ask<'a> {
     pub(super) range: Option<(String, Option<String>)>,
     /// In words.
     pub(super) what: &'a str,
+    pub(super) rights: Rights<'a>,
+    /// What goes along.
+    pub(super) payload: Option<&'a Payload<'a>>,
 }
 
 /// Whatever a server replies, with its body still to come.
@@ -151,6 +157,7 @@ impl Sender {
         Self {
             trust,
             bandwidth: Bandwidth::new(manners.bandwidth),
+            uploads: Arc::new(Bandwidth::new(manners.bandwidth)),
             manners,
             clients: Mutex::default(),
             gates: Mutex::default(),
@@ -193,6 +200,14 @@ impl Sender {
         gates.entry(site(url).to_owned()).or_insert_with(|| Gate::new(limits)).clone()
     }
 
+    /// The budget for uploads to whatever is at a URL. What is uploaded may come from the same host: each would wait for the
+    /// other's turn, were there but one budget.
+    fn upload_gate(&self, url: &Url) -> Arc<Gate> {
+        let limits = Limits { at_once: self.manners.per_host, interval: self.manners.interval() };
+        let mut gates = lock(&self.gates);
+        gates.entry(format!("{} uploads", site(url))).or_insert_with(|| Gate::new(limits)).clone()
+    }
+
     /// Whether the host asked for patience, so that another one is to be preferred.
     pub(super) fn is_closed(&self, host: &Host) -> bool {
         self.gate(&host.base).is_closed()
@@ -210,10 +225,16 @@ impl Sender {
         if url.query() == Some("") {
             url.set_query(None);
         }
+        self.ask_url(auth, place, &url, ask).await
+    }
+
+    /// Asks a host at a URL that it gave, or that is made of its own.
+    pub(super) async fn ask_url(&self, auth: &Auth, place: Place<'_>, url: &Url, ask: &Ask<'_>) -> Result<Answer> {
+        let host = place.host;
         let mut signature = auth.signature(self, place).await?;
         let mut answered = false;
         let reply = loop {
-            let reply = self.follow(host, &url, ask, &signature).await?;
+            let reply = self.follow(host, url, ask, &signature).await?;
             // A 401 of whoever a redirect led to is nothing that we can answer.
             if reply.response.status() == StatusCode::UNAUTHORIZED && !answered && host.is_at(reply.response.url()) {
                 answered = true;
@@ -261,7 +282,8 @@ impl Sender {
                 self.check_quota(host, ask)?;
                 Ok(signature.sign(request.headers(host.headers.clone())))
             };
-            let reply = self.send(host, &at, ask.what, send).await?;
+            let passing = ask.payload.and_then(|payload| payload.passing.as_deref());
+            let reply = self.send(host, &at, ask.what, passing, send).await?;
             let response = &reply.response;
             if own {
                 self.take_quota(&at, response.headers());
@@ -291,16 +313,18 @@ impl Sender {
         host: &Host,
         url: &Url,
         what: &str,
+        passing: Option<&Passing>,
         request: impl Fn(reqwest::Client, Url) -> Result<RequestBuilder>,
     ) -> Result<Reply> {
-        let gate = self.gate(url);
+        let gate = if passing.is_some() { self.upload_gate(url) } else { self.gate(url) };
         let turn = gate.turn().await;
         let http = self.http_for(host, url)?;
         let failed = |source| transport(url, what, source);
         let tls = with_tls(url);
         let stall = self.manners.stall_timeout;
-        let sent =
-            async |request: RequestBuilder| timeout(stall, request.send()).await.map_err(|_| stalled(url, what, stall));
+        let sent = async |request: RequestBuilder| {
+            moving(stall, passing, request.send()).await.map_err(|_| stalled(url, what, stall))
+        };
         let before = Instant::now();
         let speaks_tls = if host.https_first && host.is_at(url) { self.speaks_tls(host) } else { Some(false) };
         let response = match speaks_tls {
@@ -322,7 +346,8 @@ impl Sender {
         let retry_after = retry_after(response.headers());
         // A server that is down does not say when it will be back; one that limits need not.
         if status == 429 || (status == 503 && retry_after.is_some()) {
-            if let Some(wait) = gate.refused(retry_after) {
+            let waits = [self.gate(url), self.upload_gate(url)].map(|gate| gate.refused(retry_after));
+            if let Some(wait) = waits.into_iter().flatten().max() {
                 (self.notify)(&Notice::Limited { host: site(url), status, wait });
             }
             return Err(Error::Limited {
@@ -353,7 +378,7 @@ impl Sender {
         request: impl Fn(reqwest::Client, Url) -> RequestBuilder,
     ) -> Result<(u16, Bytes)> {
         let Reply { response, turn: _turn, .. } =
-            self.send(host, url, what, |http, url| Ok(request(http, url))).await?;
+            self.send(host, url, what, None, |http, url| Ok(request(http, url))).await?;
         let status = response.status().as_u16();
         let stall = self.manners.stall_timeout;
         let body = timeout(stall, at_most(response, limit)).await.map_err(|_| stalled(url, what, stall))?;
@@ -418,15 +443,45 @@ impl Sender {
 impl<'a> Ask<'a> {
     /// A GET.
     pub(super) fn new(kind: &'static str, target: &'a str, accept: &'a str, what: &'a str) -> Self {
-        Self { method: Method::GET, kind, target, query: Vec::new(), accept, range: None, what }
+        Self {
+            method: Method::GET,
+            kind,
+            target,
+            query: Vec::new(),
+            accept,
+            range: None,
+            what,
+            rights: Rights::Pull,
+            payload: None,
+        }
     }
 
     fn headers(&self, request: RequestBuilder) -> RequestBuilder {
         let request = request.header(ACCEPT, self.accept);
+        let request = match self.payload {
+            Some(payload) => request.headers(payload.headers.clone()).body((payload.body)()),
+            None => request,
+        };
         match &self.range {
             None => request,
             Some((range, None)) => request.header(RANGE, range),
             Some((range, Some(tag))) => request.header(RANGE, range).header(IF_RANGE, tag),
+        }
+    }
+}
+
+/// Waits for what is sent as long as something moves: an answer is late when neither side does anything for so long.
+async fn moving<T>(
+    stall: Duration,
+    passing: Option<&Passing>,
+    sending: impl Future<Output = T>,
+) -> Result<T, tokio::time::error::Elapsed> {
+    let mut sending = std::pin::pin!(sending);
+    let mut before = 0;
+    loop {
+        match timeout(stall, sending.as_mut()).await {
+            Err(_) if passing.is_some_and(|passing| passing.is_moving(&mut before)) => {}
+            done => return done,
         }
     }
 }

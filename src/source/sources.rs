@@ -28,6 +28,11 @@ impl Sources {
         Ok(Self { client: Arc::new(Client::new(options, notify)?), places: HashMap::new() })
     }
 
+    /// Registries alone, through a client that others use as well.
+    pub fn through(client: Arc<Client>) -> Self {
+        Self { client, places: HashMap::new() }
+    }
+
     /// An image, under this name, from a place; the first one counts.
     pub fn put(&mut self, reference: Reference, local: Arc<Local>, held: Held) {
         self.places.entry(reference).or_insert((local, held));

@@ -140,7 +140,7 @@ impl Image {
 }
 
 /// A text that the reader of something understands.
-fn read<'de, D: Deserializer<'de>, T, E: std::fmt::Display>(
+pub(super) fn read<'de, D: Deserializer<'de>, T, E: std::fmt::Display>(
     deserializer: D,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, D::Error> {
@@ -163,7 +163,7 @@ fn reference<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reference, D:
     read(deserializer, str::parse)
 }
 
-fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Named, D::Error> {
+pub(super) fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Named, D::Error> {
     read(deserializer, Named::parse)
 }
 

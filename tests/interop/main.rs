@@ -12,6 +12,7 @@ mod bbolt;
 mod campaign;
 mod carry;
 mod collect;
+mod copy;
 mod cri;
 mod hostile;
 mod layout;

@@ -1,0 +1,284 @@
+//! One image from its source to a registry: blobs, then manifests from the leaves up, and its name last. What is there already
+//! stays, so that a push can be repeated after a kill at any moment.
+
+mod documents;
+mod referrers;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::stream::{self, StreamExt, TryStreamExt, iter};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+
+use self::documents::{Doc, Reader, Tree};
+use super::{Error, Result};
+use crate::bake::{Event, Listener};
+use crate::oci::{Descriptor, Digest, Platform, Reference};
+use crate::registry::{self, BlobBytes, Client, Mounted};
+use crate::source::{self, Sources};
+
+/// Blobs of one image that are looked for at a time; uploads have a limit of their own.
+const AT_ONCE: usize = 16;
+
+/// Pushes images to registries. One for all that go at the same time: what one of them brought is not brought again.
+pub struct Pusher {
+    client: Arc<Client>,
+    listener: Arc<dyn Listener>,
+    uploads: Semaphore,
+    /// Repositories that have a blob, by registry and blob. Locked while the blob is looked for or moves.
+    known: Mutex<HashMap<(String, Digest), Repositories>>,
+}
+
+type Repositories = Arc<AsyncMutex<Vec<String>>>;
+
+/// What of an image is pushed.
+#[derive(Debug, Clone, Default)]
+pub struct What {
+    /// Its manifests for these platforms; all of it without any. One: that manifest gets the name. Several: an index of just
+    /// those does.
+    pub platforms: Vec<Platform>,
+    /// What refers to it goes along: of these media or artifact types, or all of it by an empty list.
+    pub referrers: Option<Vec<String>>,
+    /// Nothing is pushed; what would be is told.
+    pub dry_run: bool,
+}
+
+/// Blobs that went one way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// How many.
+    pub blobs: usize,
+    /// All of them together.
+    pub bytes: u64,
+}
+
+/// What came of a push.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    /// What has the image's name now.
+    pub target: Descriptor,
+    /// Uploaded, byte by byte.
+    pub uploaded: Moved,
+    /// Taken over from another repository of the registry.
+    pub mounted: Moved,
+    /// Found there.
+    pub present: Moved,
+    /// Indexes and manifests that were pushed, lists of referrers among them.
+    pub documents: usize,
+    /// Whether a name had to be given anew.
+    pub named: bool,
+    /// Nothing of it was done.
+    pub dry_run: bool,
+}
+
+impl Pushed {
+    /// Whether everything was there before.
+    pub fn is_up_to_date(&self) -> bool {
+        self.uploaded.blobs + self.mounted.blobs + self.documents == 0 && !self.named
+    }
+}
+
+enum Way {
+    Present,
+    Mounted,
+    Uploaded,
+}
+
+/// One push.
+struct Job<'j> {
+    sources: &'j Sources,
+    from: &'j Reference,
+    to: &'j Reference,
+    what: &'j What,
+    /// For events.
+    name: String,
+}
+
+impl Pusher {
+    /// With so many uploads at a time.
+    pub fn new(client: Arc<Client>, listener: Arc<dyn Listener>, concurrency: usize) -> Self {
+        let uploads = Semaphore::new(concurrency.max(1));
+        Self { client, listener, uploads, known: Mutex::default() }
+    }
+
+    /// Brings an image to a registry, under another name. What `from` leads to is asked once; everything else goes by digest.
+    ///
+    /// # Errors
+    /// [`Error`]. The name leads to what it did before.
+    pub async fn push(&self, sources: &Sources, from: &Reference, to: &Reference, what: &What) -> Result<Pushed> {
+        let job = Job { sources, from, to, what, name: from.to_string() };
+        let reader = Reader { sources, from };
+        let resolved = reader.resolve().await?;
+        let mut tree = reader.choose(resolved, &what.platforms).await?;
+        let target = tree.documents.last().map(|doc| doc.descriptor.clone()).ok_or(Error::TooDeep)?;
+        if to.digest().is_some_and(|digest| *digest != target.digest) {
+            return Err(Error::WrongName { to: to.to_string(), digest: target.digest });
+        }
+        let referrers = match &what.referrers {
+            Some(types) => reader.add_referrers(types, &mut tree).await?,
+            None => referrers::Referrers::default(),
+        };
+        self.tell_resolved(&job, &target, &tree);
+        let mut pushed = Pushed {
+            target,
+            uploaded: Moved::default(),
+            mounted: Moved::default(),
+            present: Moved::default(),
+            documents: 0,
+            named: false,
+            dry_run: what.dry_run,
+        };
+        let mut moving =
+            iter(tree.blobs.iter().map(|blob| self.ensure(&job, blob)).collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        while let Some((way, size)) = moving.try_next().await? {
+            let moved = match way {
+                Way::Present => &mut pushed.present,
+                Way::Mounted => &mut pushed.mounted,
+                Way::Uploaded => &mut pushed.uploaded,
+            };
+            moved.blobs += 1;
+            moved.bytes += size;
+        }
+        let mut acknowledged = Vec::new();
+        for doc in &tree.documents {
+            let digest = &doc.descriptor.digest;
+            if self.put(&job, digest.as_str(), doc, &mut acknowledged).await? {
+                pushed.documents += 1;
+            }
+        }
+        for (tag, doc) in &referrers.tags {
+            pushed.documents += usize::from(self.put(&job, tag, doc, &mut Vec::new()).await?);
+        }
+        for list in referrers.lists.values().filter(|_| !what.dry_run) {
+            pushed.documents += usize::from(referrers::list(&self.client, to, list, &acknowledged).await?);
+        }
+        if to.digest().is_none() {
+            let target = tree.documents.iter().find(|doc| doc.descriptor.digest == pushed.target.digest);
+            if let Some(target) = target {
+                pushed.named = self.put(&job, to.target(), target, &mut Vec::new()).await?;
+            }
+        }
+        Ok(pushed)
+    }
+
+    fn tell_resolved(&self, job: &Job<'_>, target: &Descriptor, tree: &Tree) {
+        let documents = tree.documents.iter().map(|doc| &doc.descriptor);
+        self.listener.on(&Event::ImageResolved {
+            image: &job.name,
+            digest: &target.digest,
+            platforms: &job.what.platforms,
+            blobs: tree.blobs.len() + tree.documents.len(),
+            bytes: tree.blobs.iter().chain(documents).map(|blob| blob.size).sum(),
+        });
+    }
+
+    /// Puts a document, if it is not there. Whether it was not.
+    async fn put(&self, job: &Job<'_>, target: &str, doc: &Doc, acknowledged: &mut Vec<Digest>) -> Result<bool> {
+        let Descriptor { media_type, digest, .. } = &doc.descriptor;
+        if self.client.has_document(job.to, target, digest).await? {
+            return Ok(false);
+        }
+        if !job.what.dry_run && self.client.put_document(job.to, target, media_type, &doc.bytes).await? {
+            acknowledged.push(digest.clone());
+        }
+        Ok(true)
+    }
+
+    /// Sees to it that the repository has a blob.
+    async fn ensure(&self, job: &Job<'_>, blob: &Descriptor) -> Result<(Way, u64)> {
+        let key = (job.to.registry().to_owned(), blob.digest.clone());
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        let mut known = known.lock().await;
+        let own = job.to.repository();
+        let is_there =
+            known.iter().any(|repository| repository == own) || self.client.has_blob(job.to, &blob.digest).await?;
+        let way = if is_there { Way::Present } else { self.bring(job, blob, &known).await? };
+        if !matches!(way, Way::Uploaded) {
+            self.listener.on(&Event::BlobDone { digest: &blob.digest, size: blob.size, fetched: false });
+        }
+        if known.iter().all(|repository| repository != own) {
+            known.push(own.to_owned());
+        }
+        Ok((way, blob.size))
+    }
+
+    async fn bring(&self, job: &Job<'_>, blob: &Descriptor, known: &[String]) -> Result<Way> {
+        let is_neighbour = !job.sources.is_local(job.from)
+            && job.from.registry() == job.to.registry()
+            && job.from.repository() != job.to.repository();
+        let from = known.first().map(String::as_str).or_else(|| is_neighbour.then(|| job.from.repository()));
+        if job.what.dry_run {
+            return Ok(if from.is_some() { Way::Mounted } else { Way::Uploaded });
+        }
+        let mut upload = None;
+        if let Some(from) = from {
+            match self.client.mount(job.to, &blob.digest, from).await? {
+                Mounted::Yes => return Ok(Way::Mounted),
+                Mounted::Upload(begun) => upload = Some(begun),
+                Mounted::No => {}
+            }
+        }
+        let Ok(_turn) = self.uploads.acquire().await else { unreachable!("the semaphore is never closed") };
+        let digest = &blob.digest;
+        self.listener.on(&Event::BlobStarted { digest, size: blob.size, image: &job.name });
+        let came = Arc::new(AtomicU64::new(0));
+        let bytes = || self.bytes(job, blob, &came);
+        match self.client.push_blob(job.to, blob, upload, &bytes).await {
+            Ok(()) => {
+                self.listener.on(&Event::BlobDone { digest, size: blob.size, fetched: true });
+                Ok(Way::Uploaded)
+            }
+            Err(error) => {
+                self.listener.on(&Event::BlobFailed { digest, lost: came.load(Ordering::Relaxed) });
+                Err(of_source(error))
+            }
+        }
+    }
+
+    /// The bytes of a blob, from the beginning.
+    fn bytes(&self, job: &Job<'_>, blob: &Descriptor, came: &Arc<AtomicU64>) -> BlobBytes {
+        let lost = came.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let reason = "the upload broke off";
+            self.listener.on(&Event::BlobRetried { digest: &blob.digest, lost, reason });
+        }
+        let (listener, digest, came) = (self.listener.clone(), blob.digest.clone(), came.clone());
+        let coming = job.sources.blob(job.from, blob, 0, None);
+        Box::pin(stream::unfold(coming, move |mut coming| {
+            let (listener, digest, came) = (listener.clone(), digest.clone(), came.clone());
+            async move {
+                let next = coming.chunk().await.transpose()?;
+                if let Ok(chunk) = &next {
+                    came.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    listener.on(&Event::BlobProgress { digest: &digest, bytes: chunk.len() as u64 });
+                }
+                Some((next.map_err(Into::into), coming))
+            }
+        }))
+    }
+}
+
+/// What went wrong at the source is the source's fault.
+fn of_source(error: registry::Error) -> Error {
+    match error {
+        registry::Error::Read { what, source } => match source.downcast::<source::Error>() {
+            Ok(source) => Error::Source(*source),
+            Err(source) => Error::Registry(registry::Error::Read { what, source }),
+        },
+        error => Error::Registry(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::chain;
+
+    #[test]
+    fn a_source_s_failure_is_told_as_such() {
+        let source = source::Error::Task;
+        let error = of_source(registry::Error::Read { what: String::new(), source: Box::new(source) });
+        assert_eq!(chain(&error), "an internal task failed");
+    }
+}
