@@ -107,8 +107,8 @@ fn from_pem(text: &str, (begin, end): (&str, &str)) -> Option<Vec<u8>> {
 
 fn to_pem(der: &[u8], (begin, end): (&str, &str)) -> String {
     let body = STANDARD.encode(der);
-    let lines: String =
-        body.as_bytes().chunks(LINE).map(|line| format!("{}\n", String::from_utf8_lossy(line))).collect();
+    let lines = body.as_bytes().chunks(LINE).flat_map(|line| line.iter().chain(b"\n"));
+    let lines: String = lines.map(|byte| char::from(*byte)).collect();
     format!("{begin}\n{lines}{end}\n")
 }
 

@@ -180,7 +180,9 @@ impl Part {
         let (hash, hashed) = sync_channel::<Bytes>(BLOCKS);
         let hasher = spawn(move || {
             let mut hasher = Hasher::new(Algorithm::Sha256);
-            hashed.iter().for_each(|bytes| hasher.update(&bytes));
+            for bytes in hashed {
+                hasher.update(&bytes);
+            }
             hasher.finish()
         });
         Ok(Self { path, file, size: 0, hash, hasher })

@@ -62,6 +62,18 @@ fn exports_are_taken_by_everybody() {
     sh(dir, "umoci unpack --image plain:hello unpacked && umoci stat --image plain:hello >/dev/null");
     assert!(fs::read_dir(dir.join("unpacked/rootfs")).unwrap().count() > 0);
 
+    // A site that runs a registry.
+    let second = Registry::serve(&dir.join("second"), &dir.join("second/data"), "", "");
+    let told =
+        ours(dir, &format!("bundle apply --to-registry {} --plain-http --json b.bundle", second.name())).expect(0);
+    assert_eq!(told.last_json()["done"], references.len(), "{}", told.stdout);
+    let pushed = format!("docker://{}/demo/hello:1.0", second.name());
+    let there = sh(dir, &format!("skopeo inspect --tls-verify=false --format '{{{{.Digest}}}}' {pushed}"));
+    let manifest = fs::read(dir.join("from-layout/manifest.json")).unwrap();
+    assert_eq!(there.trim(), Digest::of(&manifest).to_string(), "the manifest of this machine");
+    let again = format!("bundle apply --to-registry {} --plain-http --json b.bundle", second.name());
+    assert_eq!(ours(dir, &again).expect(0).last_json()["uploaded_blobs"], 0);
+
     for release in RELEASES {
         let site = dir.join(release);
         let containerd = Containerd::start(release, &site.join("state"), &site.join("work"));

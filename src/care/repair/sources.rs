@@ -123,14 +123,24 @@ impl fmt::Display for From {
     }
 }
 
+/// A blob that was found.
+struct Found {
+    /// In bytes.
+    size: u64,
+    /// Where.
+    path: PathBuf,
+    reader: Box<dyn Read>,
+}
+
 impl From {
     /// A blob, and how many bytes it has; `None` where there is none.
-    fn open(&self, digest: &Digest) -> Result<Option<(u64, PathBuf, Box<dyn Read>)>, String> {
+    fn open(&self, digest: &Digest) -> Result<Option<Found>, String> {
         match self {
             Self::Place(local) => {
                 let place = |error: crate::source::Error| chain(&error);
                 let Some(size) = local.size(digest).map_err(place)? else { return Ok(None) };
-                Ok(Some((size, local.place().into(), local.read(digest, 0).map_err(place)?)))
+                let reader = local.read(digest, 0).map_err(place)?;
+                Ok(Some(Found { size, path: local.place().into(), reader }))
             }
             Self::Dir(dir) => {
                 let name = format!("{}/{}", digest.algorithm().name(), digest.hex());
@@ -138,7 +148,7 @@ impl From {
                 let Some(path) = paths.into_iter().find(|path| path.is_file()) else { return Ok(None) };
                 let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
                 let (size, file) = opened.map_err(|error| format!("opening {} failed: {error}", path.display()))?;
-                Ok(Some((size, path, Box::new(file))))
+                Ok(Some(Found { size, path, reader: Box::new(file) }))
             }
         }
     }
@@ -148,7 +158,7 @@ impl From {
 pub(super) fn copy(store: &Store, from: &From, missing: &[Missing]) -> Vec<Option<String>> {
     let one = |Missing { descriptor, .. }: &Missing| match from.open(&descriptor.digest) {
         Ok(None) => Some(format!("{from} has no such blob")),
-        Ok(Some((size, path, reader))) => {
+        Ok(Some(Found { size, path, reader })) => {
             // What a record says of its size may be what is wrong.
             let blob = Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), size);
             copy_one(store, &path, reader, &blob).err().map(|error| chain(&error))
