@@ -110,9 +110,9 @@ impl MirrorArgs {
     }
 }
 
-pub(super) fn copy(args: CopyArgs) -> Result<u8, Failed> {
+pub(super) fn copy(args: &CopyArgs) -> Result<u8, Failed> {
     match (&args.file, &args.names[..]) {
-        (None, [from, to]) => one(&args, from, to),
+        (None, [from, to]) => one(args, from, to),
         (Some(path), [registry]) => {
             let (images, _) = wanted::spec(&wanted::text(path)?, path).map_err(Failed::new)?;
             let image = |image: prebake::spec::Image| MirrorImage {
@@ -126,7 +126,7 @@ pub(super) fn copy(args: CopyArgs) -> Result<u8, Failed> {
                 ..Mirror::default()
             };
             mirror.set_referrers(args.what().referrers);
-            many(args.how, mirror)
+            many(&args.how, mirror)
         }
         (None, _) => Err(Failed::usage("what to copy, and where to: prebake copy SRC DST")),
         (Some(_), _) => {
@@ -135,14 +135,14 @@ pub(super) fn copy(args: CopyArgs) -> Result<u8, Failed> {
     }
 }
 
-pub(super) fn mirror(args: MirrorArgs) -> Result<u8, Failed> {
+pub(super) fn mirror(args: &MirrorArgs) -> Result<u8, Failed> {
     let text = wanted::text(&args.file)?;
     let mut mirror = Mirror::parse(&text, &args.file.display().to_string()).map_err(Failed::new)?;
     mirror.resolve_paths(args.file.parent().unwrap_or(Path::new("")));
     if mirror.images.is_empty() {
         return Err(Failed::usage(format!("{} names no images", args.file.display())));
     }
-    many(args.how, mirror)
+    many(&args.how, mirror)
 }
 
 fn one(args: &CopyArgs, from: &str, to: &str) -> Result<u8, Failed> {
@@ -165,7 +165,7 @@ fn one(args: &CopyArgs, from: &str, to: &str) -> Result<u8, Failed> {
     args.how.run(async |listener, cancel| copy_images(request, listener, cancel).await)
 }
 
-fn many(how: HowArgs, mirror: Mirror) -> Result<u8, Failed> {
+fn many(how: &HowArgs, mirror: Mirror) -> Result<u8, Failed> {
     let from = mirror.images.iter().filter_map(|image| match &image.which {
         Which::Named(named) => named.reference().cloned(),
         Which::Tagged { repository, .. } => Some(repository.clone()),

@@ -10,6 +10,7 @@ mod client;
 mod credentials;
 mod gate;
 mod hosts;
+mod passing;
 mod patience;
 mod push;
 mod send;
@@ -25,9 +26,10 @@ pub use blob::Blob;
 pub use client::{Client, RawDocument, Room};
 pub use credentials::{CredentialsError, Keychain, Look, Plugins};
 pub use hosts::{Capabilities, Host, HostsDirs, HostsError};
+pub use passing::{BlobBytes, ReadError};
 pub use push::Mounted;
 use reqwest::header::HeaderMap;
-pub use upload::{BlobBytes, ReadError, Upload};
+pub use upload::Upload;
 
 /// Tries of one request, or of one transfer since it last came on, unless asked otherwise.
 pub const DEFAULT_TRIES: u32 = 10;

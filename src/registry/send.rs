@@ -15,9 +15,10 @@ use super::auth::{Auth, Place, Rights, Signature};
 use super::blob::Origin;
 use super::gate::{Bandwidth, Gate, Limits, Turn};
 use super::hosts::{Host, TlsFiles, is_loopback, with_tls};
+use super::passing::Passing;
 use super::patience::retry_after;
 use super::tls::Trust;
-use super::upload::{Passing, Payload};
+use super::upload::Payload;
 use super::{Error, Manners, Notice, Notify, Quota, Result, lock};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,14 +1,8 @@
 //! A blob on its way to a registry: in one request, or in chunks where that is refused or broke off.
-//!
-//! The bytes are hashed as they pass, and the last of them is held back until all are right: nothing wrong is ever completed.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::stream::{self, Stream, StreamExt};
 use reqwest::header::{
     CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
 };
@@ -16,24 +10,17 @@ use reqwest::{Body, Method, Url};
 
 use super::auth::{Place, Rights};
 use super::client::said_digest;
-use super::gate::Bandwidth;
 use super::hosts::{Host, with_tls};
+use super::passing::{BlobBytes, Passing, Verified, passing_through, pieces};
 use super::send::{Answer, Ask};
-use super::{Client, Error, Result, lock};
-use crate::oci::{Descriptor, Hasher, Reference};
+use super::{Client, Error, Result};
+use crate::oci::{Descriptor, Reference};
 
 /// Bytes of a chunk, unless the registry wants more (`OCI-Chunk-Min-Length`); at most so many.
 const CHUNK: u64 = 8 << 20;
 const MAX_CHUNK: u64 = 64 << 20;
-/// Bytes that are handed to a connection at a time.
-const PIECE: usize = 64 << 10;
 /// Uploads in one request that may break off before the blob is sent in chunks.
 const WHOLE_TRIES: u32 = 2;
-
-/// Why the bytes of a blob cannot be read.
-pub type ReadError = Box<dyn std::error::Error + Send + Sync>;
-/// The bytes of a blob, from the first one on.
-pub type BlobBytes = Pin<Box<dyn Stream<Item = Result<Bytes, ReadError>> + Send>>;
 
 /// An upload that a registry has begun.
 #[derive(Debug)]
@@ -49,23 +36,6 @@ pub(super) struct Payload<'p> {
     pub(super) body: &'p (dyn Fn() -> Body + Send + Sync),
     /// Of an upload, which takes long.
     pub(super) passing: Option<Arc<Passing>>,
-}
-
-/// How a body goes out.
-#[derive(Default)]
-pub(super) struct Passing {
-    moved: AtomicU64,
-    /// For bytes that are still to come from somewhere else.
-    waiting: AtomicBool,
-    failure: Mutex<Option<Error>>,
-}
-
-impl Passing {
-    /// Whether anything moved since it was last asked, or cannot.
-    pub(super) fn is_moving(&self, before: &mut u64) -> bool {
-        let moved = self.moved.load(Ordering::Relaxed);
-        moved != std::mem::replace(before, moved) || self.waiting.load(Ordering::Relaxed)
-    }
 }
 
 impl Upload {
@@ -190,7 +160,7 @@ impl Push<'_> {
         let ask = Ask { method: Method::PUT, payload: Some(&payload), ..self.ask() };
         let answer = self.send(upload, &self.end(upload), &ask).await;
         // That a body ended early says less than why it did.
-        let failure = lock(&passing.failure).take();
+        let failure = passing.failure();
         self.completed(&failure.map_or(answer, Err)?)
     }
 
@@ -292,15 +262,8 @@ impl Push<'_> {
     }
 
     fn verified(&self) -> Verified {
-        Verified {
-            source: (self.bytes)(),
-            hasher: Some(Hasher::new(self.descriptor.digest.algorithm())),
-            descriptor: self.descriptor.clone(),
-            what: self.what.clone(),
-            got: 0,
-            held: None,
-            bandwidth: self.client.sender.uploads.clone(),
-        }
+        let bandwidth = self.client.sender.uploads.clone();
+        Verified::new((self.bytes)(), self.descriptor.clone(), self.what.clone(), bandwidth)
     }
 }
 
@@ -315,83 +278,4 @@ fn headers(own: &[(HeaderName, String)]) -> HeaderMap {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.extend(own.iter().filter_map(|(name, value)| Some((name.clone(), value.parse().ok()?))));
     headers
-}
-
-/// Bytes that are hashed while they pass. The last of them come only when all are right.
-struct Verified {
-    source: BlobBytes,
-    /// Until the end.
-    hasher: Option<Hasher>,
-    descriptor: Descriptor,
-    what: String,
-    got: u64,
-    held: Option<Bytes>,
-    bandwidth: Arc<Bandwidth>,
-}
-
-impl Verified {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        let Self { source, hasher, descriptor, what, got, held, bandwidth } = self;
-        let wrong = |got: String| Error::WrongBytes { what: what.clone(), got };
-        while let Some(hashing) = hasher {
-            match source.next().await {
-                Some(Ok(chunk)) => {
-                    *got += chunk.len() as u64;
-                    if *got > descriptor.size {
-                        return Err(wrong(format!("more than {} bytes", descriptor.size)));
-                    }
-                    hashing.update(&chunk);
-                    let before = if chunk.is_empty() { None } else { held.replace(chunk) };
-                    if let Some(ready) = before {
-                        bandwidth.pay(ready.len()).await;
-                        return Ok(Some(ready));
-                    }
-                }
-                Some(Err(source)) => return Err(Error::Read { what: what.clone(), source }),
-                None => {
-                    let digest = hasher.take().map(Hasher::finish);
-                    if *got != descriptor.size {
-                        return Err(wrong(format!("{got} of {} bytes", descriptor.size)));
-                    }
-                    if let Some(digest) = digest.filter(|digest| *digest != descriptor.digest) {
-                        return Err(wrong(digest.to_string()));
-                    }
-                }
-            }
-        }
-        Ok(held.take())
-    }
-}
-
-/// A body of what comes; a failure breaks the request off, and is kept.
-fn passing_through(bytes: Verified, passing: Arc<Passing>) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    stream::unfold(Some(bytes), move |bytes| {
-        let passing = passing.clone();
-        async move {
-            let mut bytes = bytes?;
-            passing.waiting.store(true, Ordering::Relaxed);
-            let next = bytes.next().await;
-            passing.waiting.store(false, Ordering::Relaxed);
-            match next {
-                Ok(None) => None,
-                Ok(Some(chunk)) => {
-                    passing.moved.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                    Some((Ok(chunk), Some(bytes)))
-                }
-                Err(error) => {
-                    *lock(&passing.failure) = Some(error);
-                    Some((Err(io::Error::other("there is no more of it")), None))
-                }
-            }
-        }
-    })
-}
-
-/// A body of a chunk.
-fn pieces(chunk: Bytes, passing: Arc<Passing>) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    stream::unfold(chunk, move |mut rest| {
-        let piece = rest.split_to(rest.len().min(PIECE));
-        passing.moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        std::future::ready((!piece.is_empty()).then_some((Ok(piece), rest)))
-    })
 }

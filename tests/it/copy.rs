@@ -402,7 +402,7 @@ fn a_mirror_of_many() {
         .unwrap();
     mirror("").expect(0);
     assert!(to.document("mirror/app", "2.0").is_some() && to.document("mirror/app", &stand_in).is_none());
-    assert!(mirror("").expect(0).stdout.starts_with("up to date: 6 images"));
+    assert!(mirror("").expect(0).stdout.starts_with("up to date: 8 images"));
     let list = dir.path().join("list");
     std::fs::write(&list, format!("{source}/k8s/pause:3\n")).unwrap();
     run(&format!("copy --file {} {there}/listed", list.display())).expect(0);
