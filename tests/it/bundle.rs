@@ -15,11 +15,12 @@ use crate::support::registry::TestRegistry;
 fn images(seeds: &[u32]) -> String {
     let mut spec = "[layer.base]\nfiles = [{ path = \"base\", random = 200000 }]\n".to_owned();
     for (n, seed) in seeds.iter().enumerate() {
-        spec += &format!(
+        let own = format!(
             "[layer.own{n}]\nfiles = [{{ path = \"own/{n}/{seed}\", random = {} }}]\n\
              [[image]]\nname = \"app{n}:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"base\", \"own{n}\"]\n",
             100_000 + seed
         );
+        spec.push_str(&own);
     }
     spec
 }
