@@ -9,7 +9,8 @@ use super::{Named, Place, SpecError, Wrong};
 /// [`SpecError`] with everything that is wrong.
 pub fn parse(text: &str, place: &str) -> Result<Spec, SpecError> {
     // `NAME=PLACE` has no blank around its sign, and no name of an image is a key of ours.
-    let is_key = |line: &str| line.split_once('=').is_some_and(|(_, value)| Place::parse(value) == Ok(None));
+    let is_place = |text: &str| Place::parse(text) != Ok(None);
+    let is_key = |line: &str| line.split_once('=').is_some_and(|(_, value)| !is_place(line) && !is_place(value));
     let is_toml = |line: &str| is_key(line) || line.starts_with('[') && line.ends_with(']');
     if lines(text).any(|(_, line)| is_toml(line)) {
         return Spec::parse(text, place);
