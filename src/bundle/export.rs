@@ -38,7 +38,7 @@ pub struct Export {
     pub images: Vec<(Reference, Arc<Local>, Held)>,
     /// Where to.
     pub destination: Destination,
-    /// For which machine; without one, for all that are there.
+    /// For which machine: its manifest gets the name. Without one, what there is for any.
     pub platform: Option<Platform>,
 }
 
@@ -53,14 +53,22 @@ pub struct Exported {
     pub files: Vec<Written>,
 }
 
+/// A manifest that is there with everything in it.
+struct Complete {
+    /// For whom, as an index says.
+    said: Option<Platform>,
+    manifest: Descriptor,
+    /// Config and layers.
+    parts: Vec<Descriptor>,
+}
+
 /// What there is of an image.
 #[derive(Default)]
 struct Closure {
     /// From the target down; what is read before what it leads to.
     blobs: Vec<Descriptor>,
     documents: HashMap<Digest, Bytes>,
-    /// Manifests that are there with everything in them: of what, config and layers.
-    complete: Vec<(Option<Platform>, Vec<Descriptor>)>,
+    complete: Vec<Complete>,
     /// The first blob that a manifest lacks.
     lacks: Option<Digest>,
     seen: HashSet<Digest>,
@@ -75,14 +83,15 @@ pub async fn export(export: Export, listener: Arc<dyn Listener>) -> Result<Expor
     let (mut items, mut documents, mut seen) = (Vec::new(), HashMap::new(), HashSet::new());
     let (mut named, mut docker) = (BTreeMap::new(), Vec::new());
     for (reference, local, held) in &export.images {
-        let closure = Closure::of(reference, local, held, export.platform.as_ref())?;
+        let mut closure = Closure::of(reference, local, held, export.platform.as_ref())?;
         if let Destination::DockerArchive(..) = export.destination {
             docker.push(closure.docker(reference)?);
         }
+        let target = closure.narrow(export.platform.as_ref()).unwrap_or_else(|| held.target.clone());
         let new = closure.blobs.into_iter().filter(|blob| seen.insert(blob.digest.clone()));
         items.extend(new.map(|descriptor| Item { reference: reference.clone(), descriptor }));
         documents.extend(closure.documents);
-        named.insert(reference.to_string(), held.target.clone());
+        named.insert(reference.to_string(), target);
         sources.put(reference.clone(), local.clone(), held.clone());
     }
     let bytes = items.iter().map(|item| item.descriptor.size).sum();
@@ -174,13 +183,21 @@ impl Closure {
                         return Ok(None);
                     }
                 }
-                self.keep(own, bytes);
+                self.keep(own.clone(), bytes);
                 let new: Vec<_> = parts.iter().filter(|part| self.seen.insert(part.digest.clone())).cloned().collect();
                 self.blobs.extend(new);
-                self.complete.push((said, parts));
+                self.complete.push(Complete { said, manifest: own, parts });
             }
         }
         Ok(None)
+    }
+
+    /// Leaves out what leads to the manifest of one machine, which then stands for the image.
+    fn narrow(&mut self, platform: Option<&Platform>) -> Option<Descriptor> {
+        let [one] = &self.complete[..] else { return None };
+        let manifest = platform.is_some().then(|| one.manifest.clone())?;
+        self.blobs.retain(|blob| !media_type::is_index(&blob.media_type));
+        Some(manifest)
     }
 
     fn keep(&mut self, descriptor: Descriptor, bytes: Vec<u8>) {
@@ -191,12 +208,12 @@ impl Closure {
     /// An image of `manifest.json`, which is for one machine.
     fn docker(&self, reference: &Reference) -> Result<Value> {
         let host = Platform::host();
-        let images = || self.complete.iter().filter(|(_, parts)| media_type::is_image_config(&parts[0].media_type));
+        let images = || self.complete.iter().filter(|one| media_type::is_image_config(&one.parts[0].media_type));
         let chosen = match images().count() {
             1 => images().next(),
-            _ => images().find(|(said, _)| said.as_ref() == Some(&host)),
+            _ => images().find(|one| one.said.as_ref() == Some(&host)),
         };
-        let (_, parts) = chosen.ok_or_else(|| Error::Export {
+        let Complete { parts, .. } = chosen.ok_or_else(|| Error::Export {
             image: reference.to_string(),
             why: "a docker archive holds one machine's image, and it is there for several; choose with --platform"
                 .to_owned(),

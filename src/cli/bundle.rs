@@ -194,6 +194,11 @@ fn create(mut args: CreateArgs) -> Result<u8, Failed> {
     });
     let (since, key) = (since.transpose()?, key.transpose()?);
     let request = bake::request(args.bake)?;
+    if request.referrers.is_some() {
+        return Err(Failed::usage(
+            "bundles do not carry what refers to images; `prebake copy --referrers` takes it to a registry",
+        ));
+    }
     let create =
         Create { request, output: args.output.clone(), form: args.form.form(), since, key, dry_run: args.dry_run };
     let listener = progress::listener(out);

@@ -37,7 +37,7 @@ pub(super) struct ExportArgs {
     /// Where to: oci:DIR, oci-archive:FILE, docker-archive:FILE
     #[arg(long, short, value_name = "PLACE")]
     output: String,
-    /// Of images that are there for several machines, only what is for this one
+    /// Only what is for this machine, whose manifest gets the name; for tools that know no indexes, such as umoci
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
     #[command(flatten)]

@@ -13,8 +13,10 @@ use super::{Error, Result};
 use crate::layer::{self, EntryKind, Files, Frames, ReadAt, Section, TarError};
 use crate::oci::MAX_DOCUMENT;
 
-/// What a compressed archive may decompress to, in bytes.
-const MAX_PLAIN: u64 = 1 << 40;
+/// What a compressed archive may decompress to: so many times its size, and so many bytes in any case. Layers that are not
+/// compressed come to some ten times.
+const MAX_EXPANSION: u64 = 200;
+const ALWAYS_ALLOWED: u64 = 64 << 20;
 /// Links that are followed from one member to another.
 const MAX_LINKS: usize = 16;
 /// Parts of one file.
@@ -161,7 +163,8 @@ fn spool(bytes: Arc<dyn ReadAt>) -> io::Result<Arc<dyn ReadAt>> {
     let file = File::from(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?);
     let mut out = BufWriter::with_capacity(1 << 18, &file);
     let len = bytes.len();
-    layer::decompress(Section::new(bytes, 0, len), &mut out, MAX_PLAIN)?;
+    let limit = len.saturating_mul(MAX_EXPANSION).max(ALWAYS_ALLOWED);
+    layer::decompress(Section::new(bytes, 0, len), &mut out, limit)?;
     out.flush()?;
     drop(out);
     Ok(Arc::new(Files::new(vec![file])?))

@@ -59,6 +59,9 @@ fn exports_are_taken_by_everybody() {
         ),
     );
     sh(dir, &format!("zstd -dq b.bundle -o b.tar && skopeo copy -q oci-archive:b.tar:{hello} oci:plain:hello"));
+    ours(dir, &format!("export --root root --platform {} -o oci:one *demo/hello*", Platform::host())).expect(0);
+    sh(dir, &format!("umoci unpack --image one:{hello} of-one"));
+    assert!(fs::read_dir(dir.join("of-one/rootfs")).unwrap().count() > 0);
     sh(dir, "umoci unpack --image plain:hello unpacked && umoci stat --image plain:hello >/dev/null");
     assert!(fs::read_dir(dir.join("unpacked/rootfs")).unwrap().count() > 0);
 

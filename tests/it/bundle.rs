@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use serde_json::Value;
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs, blobs_dir, command, prebake, records};
 use crate::support::registry::TestRegistry;
+use crate::support::served::Served;
 
 /// Images `app0:1`…, of which the nth has a layer of `random` bytes that `seeds[n]` makes.
 fn images(seeds: &[u32]) -> String {
@@ -268,4 +270,46 @@ fn a_killed_apply_goes_on() {
     run(dir.path(), "check --root site").expect(0);
     let listed = prebake(&root, "images --json").expect(0).stdout;
     assert_eq!(listed.matches(":1\",").count(), 6, "{listed}");
+}
+
+#[test]
+fn a_bundle_is_served_and_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = TestRegistry::start(build(&images(&[1, 2])));
+    let names = names(&registry, 2);
+    run(dir.path(), &format!("bake --root baked {names}")).expect(0);
+    run(dir.path(), &format!("bundle create -o a.bundle --compress zstd --split 100kB {names}")).expect(0);
+    let served = Served::start(&format!("--quiet --bundle {}", dir.path().join("a.bundle").display()));
+    let from = (0..2).map(|n| format!("{}/app{n}:1", served.name())).collect::<Vec<_>>().join(" ");
+    run(dir.path(), &format!("bake --root again --platform linux/amd64 {from}")).expect(0);
+    assert_eq!(blobs(&dir.path().join("again")), blobs(&dir.path().join("baked")));
+    let told = run(dir.path(), &format!("bundle create -o b.bundle --referrers {names}")).expect(2);
+    assert!(told.stderr.contains("prebake copy --referrers"), "{}", told.stderr);
+}
+
+#[test]
+fn a_tag_that_moves_meanwhile_is_one_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = build(&images(&[1, 20]));
+    let digests: Vec<_> = (0..2).map(|n| content.tags[&(format!("app{n}"), "1".to_owned())].clone()).collect();
+    let (own, to) = (content.clone(), digests.clone());
+    let reads = AtomicUsize::new(0);
+    // Each time it is asked for, the tag leads to the other image.
+    let registry = TestRegistry::faulty(content, move |request| {
+        if request.uri().path() != "/v2/app0/manifests/1" {
+            return None;
+        }
+        let digest = &to[reads.fetch_add(1, Ordering::Relaxed) % 2];
+        let (kind, bytes) = &own.blobs[digest];
+        let headers = [("content-type", kind.as_str()), ("docker-content-digest", digest.as_str())];
+        Some(crate::support::registry::respond(200, &headers, ::prebake::fixture::full(bytes.clone())))
+    });
+    for (n, digest) in digests.iter().enumerate() {
+        let file = format!("{n}.bundle");
+        run(dir.path(), &format!("bundle create -o {file} {}", names(&registry, 1))).expect(0);
+        run(dir.path(), &format!("bundle verify {file}")).expect(0);
+        run(dir.path(), &format!("bundle apply --root r{n} {file}")).expect(0);
+        run(dir.path(), &format!("check --root r{n}")).expect(0);
+        assert!(run(dir.path(), &format!("images --root r{n}")).stdout.contains(digest.as_str()), "{n}");
+    }
 }

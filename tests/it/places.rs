@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use ::prebake::layer;
 use ::prebake::oci::{Digest, MAX_DOCUMENT};
 
 use crate::support::content::build;
@@ -151,9 +150,16 @@ fn what_cannot_be_told_is_said() {
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (path, contents) in files {
-        bytes.extend(layer::member_header(path, contents.len() as u64).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        header.set_entry_type(tar::EntryType::Regular);
+        // Any path, also one that no decent writer makes.
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_cksum();
+        bytes.extend_from_slice(header.as_bytes());
         bytes.extend_from_slice(contents);
-        bytes.resize(bytes.len() + layer::padding(contents.len() as u64), 0);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
     }
     bytes.resize(bytes.len() + 1024, 0);
     bytes
@@ -183,7 +189,10 @@ fn hostile_archives_are_refused() {
         (&at_manifest, manifest.as_bytes()),
         (&at_config, config),
     ];
-    let climbing: Vec<(&str, &[u8])> = good.iter().map(|(path, bytes)| (*path, *bytes)).collect();
+    // Members are found by their names alone; none is ever written under its own.
+    let mut climbing = good.clone();
+    climbing.insert(2, ("../../climbed", b"out"));
+    climbing.insert(2, ("/tmp/../prebake-climbed", b"out"));
     let mut many = good.clone();
     let over = vec![b' '; usize::try_from(MAX_DOCUMENT).unwrap() + 1];
     many[1].1 = &over;
@@ -204,17 +213,18 @@ fn hostile_archives_are_refused() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    bomb.stdin.take().unwrap().write_all(&vec![0; 20 << 20]).unwrap();
+    bomb.stdin.take().unwrap().write_all(&vec![0; 100 << 20]).unwrap();
     let bomb = bomb.wait_with_output().unwrap().stdout;
     for (name, bytes, code, words) in [
-        ("good", archive(&climbing), 0, ""),
+        ("good", archive(&good), 0, ""),
         ("twice", archive(&twice), 6, "has two members named \"index.json\""),
         ("over", archive(&many), 6, "has more than"),
         ("size", archive(&wrong), 6, ""),
         ("tampered", archive(&tampered), 6, "sha256:"),
         ("without", archive(&without), 3, "does not have blob"),
         ("cut", cut, 6, "it ends in the middle"),
-        ("bomb", bomb, 2, "has no oci-layout"),
+        ("bomb", bomb, 1, "decompresses to more than 67108864 bytes"),
+        ("climbing", archive(&climbing), 0, ""),
         ("noise", vec![7; 5000], 6, "is not an archive"),
         ("empty", Vec::new(), 2, "has no oci-layout"),
     ] {
