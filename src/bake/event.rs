@@ -289,7 +289,9 @@ mod tests {
             names.insert(name);
         }
         // The command's own.
-        names.extend(["begin", "progress", "summary", "image", "unit", "synced", "error"].map(str::to_owned));
+        let own =
+            ["begin", "progress", "summary", "image", "unit", "synced", "error", "bundle", "verified", "exported"];
+        names.extend(own.map(str::to_owned));
         assert!(documented.keys().all(|name| names.contains(*name)), "{names:?}");
     }
 }
