@@ -148,9 +148,7 @@ impl From<&bundle::Error> for Kind {
             Error::Lacking { .. } | Error::Export { .. } => Self::NotFound,
             Error::Registry(error) => error.into(),
             Error::Document { source: crate::oci::DocumentError::Schema1, .. } => Self::InvalidInput,
-            Error::Document { .. } | Error::WrongDocument { .. } | Error::TooDeep | Error::TooManyDocuments => {
-                Self::Corrupt
-            }
+            Error::Document { .. } | Error::TooDeep | Error::TooManyDocuments => Self::Corrupt,
             Error::NoList { .. } => Self::Corrupt,
             Error::Incomplete { .. } | Error::NoPlatform { .. } | Error::NoTags { .. } => Self::NotFound,
             Error::WrongName { .. } | Error::Destination(_) => Self::InvalidInput,

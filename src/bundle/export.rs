@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::create::{LAYOUT, index};
-use super::output::{Form, Output, Written};
+use super::output::{Form, Output, Written, coming};
 use super::pack::{Archive, Item, Sink, blob_path, pack};
 use super::{Error, Result};
 use crate::bake::{Event, Listener};
@@ -96,19 +96,18 @@ pub async fn export(export: Export, listener: Arc<dyn Listener>) -> Result<Expor
     }
     let bytes = items.iter().map(|item| item.descriptor.size).sum();
     listener.on(&Event::Planned { fetch: bytes, store: bytes, snapshots: 0 });
-    let mut head: Vec<(String, Bytes)> = vec![("oci-layout".to_owned(), LAYOUT.into())];
+    let index = match &export.destination {
+        Destination::Oci(dir) => merged(dir, &named)?,
+        _ => index(&named),
+    };
+    let mut head: Vec<(String, Bytes)> =
+        vec![("oci-layout".to_owned(), LAYOUT.into()), ("index.json".to_owned(), index.to_string().into())];
+    if let Destination::DockerArchive(..) = export.destination {
+        head.push(("manifest.json".to_owned(), Value::from(docker).to_string().into()));
+    }
     let files = match export.destination {
-        Destination::Oci(dir) => {
-            head.push(("index.json".to_owned(), merged(&dir, &named)?.to_string().into()));
-            pack(head, &items, &sources, &documents, Dir::new(&dir)?, &listener).await?
-        }
-        Destination::OciArchive(path, form) => {
-            head.push(("index.json".to_owned(), index(&named).to_string().into()));
-            pack(head, &items, &sources, &documents, Archive::new(Output::new(&path, form)), &listener).await?
-        }
-        Destination::DockerArchive(path, form) => {
-            head.push(("index.json".to_owned(), index(&named).to_string().into()));
-            head.push(("manifest.json".to_owned(), Value::from(docker).to_string().into()));
+        Destination::Oci(dir) => pack(head, &items, &sources, &documents, Dir::new(&dir)?, &listener).await?,
+        Destination::OciArchive(path, form) | Destination::DockerArchive(path, form) => {
             pack(head, &items, &sources, &documents, Archive::new(Output::new(&path, form)), &listener).await?
         }
     };
@@ -267,10 +266,6 @@ impl Dir {
         let path = self.path.clone();
         move |source| Error::Io { action: "writing", path: path.clone(), source }
     }
-}
-
-fn coming(path: &Path) -> PathBuf {
-    path.with_extension("partial")
 }
 
 impl Sink for Dir {

@@ -93,15 +93,14 @@ impl Inventory {
             return Err(wrong("it is cut off"));
         }
         let (body, sum) = bytes.split_at(bytes.len() - SUM);
-        if hex(sum) != Digest::of(body).hex() {
+        if sum != Digest::of(body).to_raw() {
             return Err(wrong("its sum does not fit"));
         }
         let mut blobs = BTreeSet::new();
         let parts = [(Algorithm::Sha256, rest[..first].chunks(32)), (Algorithm::Sha512, rest[first..len].chunks(64))];
         for (algorithm, digests) in parts {
             for digest in digests {
-                let text = format!("{}:{}", algorithm.name(), hex(digest));
-                blobs.insert(text.parse().map_err(|_| wrong("a digest in it cannot be"))?);
+                blobs.insert(Digest::from_raw(algorithm, digest).ok_or_else(|| wrong("it is cut off"))?);
             }
         }
         Ok(Self { id: Digest::of(bytes), blobs })
@@ -115,21 +114,10 @@ fn encode(blobs: &BTreeSet<Digest>) -> Vec<u8> {
     bytes.extend(serde_json::to_vec(&counts).unwrap_or_default());
     bytes.push(b'\n');
     for digest in of(Algorithm::Sha256).chain(of(Algorithm::Sha512)) {
-        bytes.extend(unhex(digest.hex()));
+        bytes.extend(digest.to_raw());
     }
-    let sum = Digest::of(&bytes);
-    bytes.extend(unhex(sum.hex()));
+    bytes.extend(Digest::of(&bytes).to_raw());
     bytes
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digit = |n: u8| char::from_digit(n.into(), 16).unwrap_or_default();
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
-}
-
-fn unhex(text: &str) -> impl Iterator<Item = u8> {
-    let digit = |byte: u8| if byte.is_ascii_digit() { byte - b'0' } else { byte - b'a' + 10 };
-    text.as_bytes().chunks(2).map(move |pair| pair.iter().fold(0, |sum, byte| sum << 4 | digit(*byte)))
 }
 
 #[cfg(test)]

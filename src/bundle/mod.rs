@@ -143,16 +143,6 @@ pub enum Error {
         /// Why.
         source: DocumentError,
     },
-    /// What came of a document is another one.
-    #[error("what {from} gave for {digest} is {got}")]
-    WrongDocument {
-        /// Where it came from.
-        from: String,
-        /// What was asked for.
-        digest: Digest,
-        /// What came.
-        got: Digest,
-    },
     /// A part of it is not there.
     #[error("{digest}, which belongs to the image, is not there; --platform names the platforms that are to be copied")]
     Incomplete {

@@ -69,7 +69,7 @@ fn with(path: &Path, more: &str) -> PathBuf {
 }
 
 /// What a file is called before it is all there.
-fn coming(path: &Path) -> PathBuf {
+pub(super) fn coming(path: &Path) -> PathBuf {
     with(path, ".partial")
 }
 

@@ -203,5 +203,5 @@ fn write(mut sink: impl Sink, mut steps: mpsc::Receiver<Step>) -> Result<Vec<Wri
 
 /// Where a blob lies in a layout.
 pub(super) fn blob_path(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+    format!("blobs/{}", digest.path())
 }

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[cfg(feature = "live")]
 use super::live;
 use super::output::{self, OutputArgs};
-use super::registry::{AccessArgs, MannersArgs};
+use super::registry::{AccessArgs, MannersArgs, ReferrersArgs};
 use super::sync::Sync;
 use super::wanted::{Asked, WantedArgs};
 use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
@@ -90,9 +90,8 @@ pub(super) struct FetchArgs {
     /// Blobs under way at a time, 1 to 32 [default: 6]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CONCURRENCY)))]
     concurrency: Option<u8>,
-    /// Take along what refers to the images: signatures, SBOMs, attestations; all, or those of a media or artifact type
-    #[arg(long, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    referrers: Vec<String>,
+    #[command(flatten)]
+    referrers: ReferrersArgs,
     /// Stop at the first image that fails; without it, the others complete
     #[arg(long)]
     fail_fast: bool,
@@ -277,10 +276,7 @@ impl FetchArgs {
             images: asked.images,
             concurrency: concurrency.clamp(1, MAX_CONCURRENCY).into(),
             registry,
-            referrers: (!self.referrers.is_empty()).then(|| {
-                // Where all are wanted, those of some type are.
-                if self.referrers.iter().any(String::is_empty) { Vec::new() } else { self.referrers }
-            }),
+            referrers: self.referrers.types(),
             trusted: asked.trusted,
             bootstrap,
             policies,

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::bake::{self, Cancel, MAX_CONCURRENCY};
 use super::output::{self, OutputArgs};
-use super::registry::{AccessArgs, MannersArgs};
+use super::registry::{AccessArgs, MannersArgs, ReferrersArgs};
 use super::{Failed, exit_code_of_all, progress, wanted};
 
 const COPY_EXAMPLES: &str = "\
@@ -56,9 +56,8 @@ pub(super) struct CopyArgs {
     /// Only the manifests for these platforms, OS/ARCH[/VARIANT] [default: all]
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<Platform>,
-    /// Take along what refers to the images: signatures, SBOMs, attestations; all, or those of a media or artifact type
-    #[arg(long, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    referrers: Vec<String>,
+    #[command(flatten)]
+    referrers: ReferrersArgs,
     #[command(flatten)]
     how: HowArgs,
 }
@@ -96,11 +95,7 @@ impl CopyArgs {
     }
 
     fn what(&self) -> What {
-        let referrers = (!self.referrers.is_empty()).then(|| {
-            // Where all are wanted, those of some type are.
-            if self.referrers.iter().any(String::is_empty) { Vec::new() } else { self.referrers.clone() }
-        });
-        What { platforms: self.platform.clone(), referrers, dry_run: self.how.dry_run }
+        What { platforms: self.platform.clone(), referrers: self.referrers.types(), dry_run: self.how.dry_run }
     }
 }
 
@@ -125,7 +120,7 @@ pub(super) fn copy(args: &CopyArgs) -> Result<u8, Failed> {
                 platforms: args.platform.clone(),
                 ..Mirror::default()
             };
-            mirror.set_referrers(args.what().referrers);
+            mirror.set_referrers(args.referrers.types());
             many(&args.how, mirror)
         }
         (None, _) => Err(Failed::usage("what to copy, and where to: prebake copy SRC DST")),

@@ -85,6 +85,23 @@ fn bandwidth(text: &str) -> Result<u64, String> {
     parse_size(text).and_then(|rate| if rate > 0 { Ok(rate) } else { Err("it must be more than 0".to_owned()) })
 }
 
+/// What goes along with images.
+#[derive(Args)]
+pub(super) struct ReferrersArgs {
+    /// Take along what refers to the images: signatures, SBOMs, attestations; all, or those of a media or artifact type
+    #[arg(long, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    referrers: Vec<String>,
+}
+
+impl ReferrersArgs {
+    /// Of which types, or of any where none is named; `None`: nothing.
+    pub(super) fn types(&self) -> Option<Vec<String>> {
+        // Where all are wanted, those of some type are.
+        let all = self.referrers.iter().any(String::is_empty);
+        (!self.referrers.is_empty()).then(|| if all { Vec::new() } else { self.referrers.clone() })
+    }
+}
+
 impl AccessArgs {
     /// What to talk to the registries of these images with.
     pub(super) fn options(&self, manners: &MannersArgs, root: &Root, asked: &Asked) -> Result<Options, Failed> {

@@ -84,6 +84,27 @@ impl Digest {
         &self.text[self.algorithm.name().len() + 1..]
     }
 
+    /// `algorithm/hex`: where its blob lies below the blobs of a layout or a content store (image specification, image-layout.md).
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.algorithm.name(), self.hex())
+    }
+
+    /// The bytes that its hexadecimal part stands for.
+    pub fn to_raw(&self) -> Vec<u8> {
+        let digit = |byte: u8| if byte.is_ascii_digit() { byte - b'0' } else { byte - b'a' + 10 };
+        self.hex().as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    }
+
+    /// The digest of these bytes; `None` when the algorithm gives another number of them.
+    pub fn from_raw(algorithm: Algorithm, raw: &[u8]) -> Option<Self> {
+        use fmt::Write as _;
+        let mut text = format!("{}:", algorithm.name());
+        for byte in raw {
+            let _ = write!(text, "{byte:02x}");
+        }
+        (raw.len() * 2 == algorithm.hex_len()).then(|| Self { algorithm, text: text.into() })
+    }
+
     /// `algorithm:hex`.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -177,16 +198,12 @@ impl Hasher {
 
     /// The digest of everything added.
     pub fn finish(self) -> Digest {
-        let (algorithm, hash) = match self.0 {
-            State::Sha256(state) => (Algorithm::Sha256, state.finalize().to_vec()),
-            State::Sha512(state) => (Algorithm::Sha512, state.finalize().to_vec()),
+        let digest = match self.0 {
+            State::Sha256(state) => Digest::from_raw(Algorithm::Sha256, &state.finalize()),
+            State::Sha512(state) => Digest::from_raw(Algorithm::Sha512, &state.finalize()),
         };
-        let mut text = format!("{}:", algorithm.name());
-        for byte in hash {
-            use fmt::Write as _;
-            let _ = write!(text, "{byte:02x}");
-        }
-        Digest { algorithm, text: text.into() }
+        let Some(digest) = digest else { unreachable!("a hash has its algorithm's length") };
+        digest
     }
 }
 
@@ -198,6 +215,9 @@ mod tests {
     fn the_empty_blob() {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").as_str(), empty);
+        let raw = Digest::of(b"").to_raw();
+        assert_eq!(Digest::from_raw(Algorithm::Sha256, &raw), Some(Digest::of(b"")));
+        assert_eq!(Digest::from_raw(Algorithm::Sha512, &raw), None);
         assert_eq!(empty.parse::<Digest>().map(|d| d.hex().len()), Ok(64));
     }
 

@@ -282,11 +282,11 @@ impl Local {
         match &self.blobs {
             Blobs::Store(store) => Ok(store.stat(digest)?.map(|stat| stat.size)),
             Blobs::Archive(archive, members) => Ok(member(archive, members, digest).map(|(_, size)| size)),
-            Blobs::Dir(dir) => match std::fs::metadata(blob_path(dir, digest)) {
+            Blobs::Dir(dir) => match std::fs::metadata(dir.join(digest.path())) {
                 Ok(meta) if meta.is_file() => Ok(Some(meta.len())),
                 Ok(_) => Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(source) => Err(Error::Io { path: blob_path(dir, digest), source }),
+                Err(source) => Err(Error::Io { path: dir.join(digest.path()), source }),
             },
         }
     }
@@ -311,7 +311,7 @@ impl Local {
                 (store.open_blob(digest)?, self.path.clone())
             }
             Blobs::Dir(dir) => {
-                let path = blob_path(dir, digest);
+                let path = dir.join(digest.path());
                 match File::open(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(absent()),
                     file => (file.map_err(|source| Error::Io { path: path.clone(), source })?, path),
@@ -355,12 +355,7 @@ fn split(place: &Place) -> (PathBuf, Option<&str>) {
 }
 
 fn member(archive: &Archive, members: &HashMap<Digest, (u64, u64)>, digest: &Digest) -> Option<(u64, u64)> {
-    let path = || format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
-    members.get(digest).copied().or_else(|| archive.find(&path()))
-}
-
-fn blob_path(dir: &Path, digest: &Digest) -> PathBuf {
-    dir.join(digest.algorithm().name()).join(digest.hex())
+    members.get(digest).copied().or_else(|| archive.find(&format!("blobs/{}", digest.path())))
 }
 
 /// A small file, if it is there.

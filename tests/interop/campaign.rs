@@ -26,8 +26,8 @@ fn accepted(base: &Base, root: &Path, image: &str, images: usize) -> Result<(), 
     }
     let checked = containerd.ctr("images check");
     for row in checked.lines().skip(1) {
-        let unpacked = base.made == Made::Fetched || row.trim_end().ends_with("true");
-        let whole = base.made == Made::Discarded || row.contains(" complete (");
+        let unpacked = !base.made.unpacked || row.trim_end().ends_with("true");
+        let whole = !base.made.layers || row.contains(" complete (");
         if !unpacked || !whole {
             return Err(format!("containerd says: {row}"));
         }
@@ -70,9 +70,9 @@ fn containerd_accepts_what_was_mended() {
         }
         containerd.collect_garbage();
     }
-    bases.push(Base { root: pulled, made: Made::Pulled });
-    for (made, flags) in [(Made::Unpacked, "--unpack"), (Made::Discarded, "--unpack --discard-layers")] {
-        let root = dir.path().join(format!("{made:?}"));
+    bases.push(Base { root: pulled, made: Made { name: "pulled", baked: false, ..Made::UNPACKED } });
+    for (made, flags) in [(Made::UNPACKED, "--unpack"), (Made::DISCARDED, "--unpack --discard-layers")] {
+        let root = dir.path().join(made.name);
         fs::create_dir(&root).unwrap();
         prebake(&root, &format!("bake {flags} {}", images.join(" "))).expect(0);
         bases.push(Base { root, made });

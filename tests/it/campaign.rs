@@ -58,9 +58,9 @@ fn every_damage_is_found_and_mended() {
     let mut bases = Vec::new();
     // Whether snapshots can be made depends on who runs the tests.
     let is_root = rustix::process::geteuid().is_root();
-    let kinds = [(Made::Fetched, ""), (Made::Unpacked, "--unpack"), (Made::Discarded, "--unpack --discard-layers")];
-    for (made, flags) in kinds.into_iter().filter(|(made, _)| is_root || *made == Made::Fetched) {
-        let root = dir.path().join(format!("{made:?}"));
+    let kinds = [(Made::FETCHED, ""), (Made::UNPACKED, "--unpack"), (Made::DISCARDED, "--unpack --discard-layers")];
+    for (made, flags) in kinds.into_iter().filter(|(made, _)| is_root || !made.unpacked) {
+        let root = dir.path().join(made.name);
         std::fs::create_dir(&root).unwrap();
         prebake(&root, &format!("bake --platform linux/amd64 {flags} {images}")).expect(0);
         bases.push(Base { root, made });

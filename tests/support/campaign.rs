@@ -131,9 +131,9 @@ pub fn run(
     let sound: Vec<_> = bases
         .iter()
         .map(|base| {
-            let contents = base.made != Made::Fetched;
+            let contents = base.made.unpacked;
             let found = check(&base.root, contents);
-            assert!(found.is_empty(), "{:?} is sound, and check says {found:#?}", base.made);
+            assert!(found.is_empty(), "{} is sound, and check says {found:#?}", base.made.name);
             holdings(&base.root)
         })
         .collect();
@@ -169,7 +169,7 @@ pub fn run(
                     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(one));
                     let result = result.unwrap_or_else(|panic| {
                         let text = panic.downcast_ref::<String>().cloned();
-                        Some(Err(format!("{:?} {}: panicked: {text:?}", bases[base].made, damage.name)))
+                        Some(Err(format!("{} {}: panicked: {text:?}", bases[base].made.name, damage.name)))
                     });
                     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
@@ -197,7 +197,7 @@ fn one(
     judge: &(dyn Fn(&Base, &Path) -> Result<(), String> + Sync),
 ) -> Option<Result<(), String>> {
     let place = damage.harm(&Root { path: root, made: base.made }, seed)?;
-    let what = format!("{:?}: {} ({place}, seed {seed})", base.made, damage.name);
+    let what = format!("{}: {} ({place}, seed {seed})", base.made.name, damage.name);
     let found = check(root, damage.contents);
     if found.is_empty() {
         return Some(Err(format!("{what}: not found")));
@@ -218,7 +218,7 @@ fn one(
         let remaining = lines(&report.remaining);
         return Some(Err(format!("{what}: not mended\nfound\n{found}\n{}\nremains\n{remaining}", mended())));
     }
-    let left = check(root, base.made != Made::Fetched);
+    let left = check(root, base.made.unpacked);
     if !left.is_empty() {
         let left = lines(&left);
         return Some(Err(format!("{what}: still found\nfound\n{found}\n{}\nremains\n{left}", mended())));

@@ -16,17 +16,20 @@ const OVERLAYFS: &str = "io.containerd.snapshotter.v1.overlayfs";
 const PAGE: usize = 4096;
 
 /// What a root is like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Made {
-    /// By prebake, fetched.
-    Fetched,
-    /// By prebake, unpacked.
-    Unpacked,
-    /// By prebake, unpacked, its layers discarded.
-    Discarded,
-    /// By containerd, pulled.
-    #[allow(dead_code, reason = "only interop has a containerd")]
-    Pulled,
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    pub name: &'static str,
+    pub unpacked: bool,
+    /// Whether it has the compressed layers.
+    pub layers: bool,
+    /// Whether it was baked; else pulled by containerd, and no catalog knows of it.
+    pub baked: bool,
+}
+
+impl Made {
+    pub const FETCHED: Self = Self { name: "fetched", unpacked: false, layers: true, baked: true };
+    pub const UNPACKED: Self = Self { name: "unpacked", unpacked: true, ..Self::FETCHED };
+    pub const DISCARDED: Self = Self { name: "discarded", layers: false, ..Self::UNPACKED };
 }
 
 /// What a damage is done to.
@@ -68,12 +71,12 @@ impl Root<'_> {
     }
 
     fn is_unpacked(&self) -> bool {
-        self.made != Made::Fetched
+        self.made.unpacked
     }
 
     /// Whether the catalog could replace the records.
     fn has_catalog(&self) -> bool {
-        matches!(self.made, Made::Fetched | Made::Unpacked)
+        self.made.layers && self.made.baked
     }
 
     /// The names in a bucket of meta.db.
@@ -180,7 +183,7 @@ impl Root<'_> {
 
     /// Something of a kind in the files of snapshots.
     fn inside(&self, rng: &mut Rng, is_fit: impl Fn(&fs::Metadata, &Path) -> bool) -> Option<PathBuf> {
-        if matches!(self.made, Made::Fetched | Made::Discarded) {
+        if !self.made.unpacked || !self.made.layers {
             return None;
         }
         let mut found = Vec::new();

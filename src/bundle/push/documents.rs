@@ -71,11 +71,7 @@ impl Doc {
 impl Reader<'_> {
     /// What the image's name leads to.
     pub(super) async fn resolve(&self) -> Result<Doc> {
-        let mut expected = self.from.digest().cloned();
-        if self.sources.is_local(self.from) {
-            expected = self.sources.head(self.from).await?;
-        }
-        self.get(self.from.target(), "", expected.as_ref()).await
+        self.get(self.from.target(), "", self.from.digest()).await
     }
 
     /// A document by its digest.
@@ -107,7 +103,7 @@ impl Reader<'_> {
             drop(raw);
             match expected {
                 Some(digest) if *digest != got && tries == TRIES => {
-                    return Err(Error::WrongDocument { from: self.from.to_string(), digest: digest.clone(), got });
+                    return Err(Error::WrongDigest { expected: digest.clone(), got });
                 }
                 Some(digest) if *digest != got => tries += 1,
                 _ => return Doc::new(bytes, &declared, got),
@@ -229,7 +225,7 @@ impl Reader<'_> {
         let raw = self.sources.small_blob(self.from, &config.digest, MAX_DOCUMENT, None).await?;
         let got = Digest::of_as(&raw.bytes, Some(&config.digest));
         if got != config.digest {
-            return Err(Error::WrongDocument { from: self.from.to_string(), digest: config.digest.clone(), got });
+            return Err(Error::WrongDigest { expected: config.digest.clone(), got });
         }
         let what = || config.digest.to_string();
         let config = Config::parse(&raw.bytes).map_err(|source| Error::Document { what: what(), source })?;

@@ -143,8 +143,7 @@ impl From {
                 Ok(Some(Found { size, path: local.place().into(), reader }))
             }
             Self::Dir(dir) => {
-                let name = format!("{}/{}", digest.algorithm().name(), digest.hex());
-                let paths = PLACES.iter().map(|place| dir.join(place).join(&name));
+                let paths = PLACES.iter().map(|place| dir.join(place).join(digest.path()));
                 let Some(path) = paths.into_iter().find(|path| path.is_file()) else { return Ok(None) };
                 let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
                 let (size, file) = opened.map_err(|error| format!("opening {} failed: {error}", path.display()))?;
