@@ -5,8 +5,8 @@ use std::io;
 use serde::Serialize;
 
 use crate::{
-    bake, bolt, bootstrap, bundle, care, catalog, content, layer, metadata, registry, root, serve, snapshot, source,
-    spec,
+    bake, bolt, bootstrap, bundle, care, catalog, content, fixture, layer, metadata, registry, root, serve, snapshot,
+    source, spec,
 };
 
 /// What kind of thing went wrong; the command line gives each its exit code.
@@ -227,6 +227,36 @@ impl From<&catalog::Error> for Kind {
     }
 }
 
+impl From<&fixture::BuildError> for Kind {
+    fn from(error: &fixture::BuildError) -> Self {
+        use fixture::BuildError;
+        match error {
+            BuildError::Io { source, .. } | BuildError::Pack(source) => source.into(),
+            _ => Self::InvalidInput,
+        }
+    }
+}
+
+impl From<&fixture::SpecError> for Kind {
+    fn from(error: &fixture::SpecError) -> Self {
+        match error {
+            fixture::SpecError::Io { source, .. } => source.into(),
+            fixture::SpecError::Toml(_) => Self::InvalidInput,
+        }
+    }
+}
+
+impl From<&fixture::ShrinkError> for Kind {
+    fn from(error: &fixture::ShrinkError) -> Self {
+        use fixture::ShrinkError;
+        match error {
+            ShrinkError::Source(source) | ShrinkError::Absent { source, .. } => (&**source).into(),
+            ShrinkError::Layer { source, .. } => source.into(),
+            ShrinkError::Pack(source) => source.into(),
+        }
+    }
+}
+
 impl From<&bolt::Error> for Kind {
     fn from(error: &bolt::Error) -> Self {
         use bolt::Error;
@@ -396,6 +426,7 @@ impl From<&care::Error> for Kind {
             Error::Snapshot(error) => error.into(),
             Error::Unsound(_) => Self::Corrupt,
             Error::Layer { source, .. } => source.into(),
+            Error::Read { source, .. } => source.into(),
             Error::NoImage(_) | Error::NoObject(_) => Self::NotFound,
             Error::Ambiguous(_) | Error::Fetched { .. } => Self::InvalidInput,
         }

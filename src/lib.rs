@@ -21,6 +21,7 @@ pub mod serve;
 pub mod snapshot;
 pub mod source;
 pub mod spec;
+pub mod testing;
 pub mod times;
 pub mod trust;
 

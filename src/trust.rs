@@ -15,14 +15,14 @@ use serde::Deserialize;
 use crate::oci::Digest;
 
 /// Media type of a payload (cosign's signature specification).
-const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+pub const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// The annotation of a payload's descriptor that has its signature, in base64.
 pub const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 
 /// What media types of bundles begin with, their version behind it (cosign's bundle specification).
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
 /// What a statement says that signs an image, rather than attests something else about it.
-const SIGNS: &str = "https://sigstore.dev/cosign/sign/v1";
+pub const SIGNS: &str = "https://sigstore.dev/cosign/sign/v1";
 
 /// What a `SubjectPublicKeyInfo` of a P-256 key begins with; 65 bytes of a point follow (RFC 5480).
 const P256: [u8; 26] = [
@@ -86,6 +86,13 @@ struct Statement {
 #[derive(Deserialize)]
 struct Subject {
     digest: HashMap<String, String>,
+}
+
+/// What a DSSE envelope's signature is of (DSSE, "Pre-Authentication Encoding").
+pub fn pre_authentication(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
+    bytes.extend_from_slice(payload);
+    bytes
 }
 
 /// Whether a layer of an artifact may be a signature, by its media type.
@@ -196,9 +203,7 @@ impl PublicKey {
         let is_about = |subject: &Subject| {
             subject.digest.get(manifest.algorithm().name()).is_some_and(|hex| hex == manifest.hex())
         };
-        // What is signed: DSSE's pre-authentication encoding.
-        let mut signed = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
-        signed.extend(&payload);
+        let signed = pre_authentication(&payload_type, &payload);
         Some(
             said.predicate_type == SIGNS
                 && said.subject.iter().any(is_about)

@@ -6,6 +6,7 @@ mod compare;
 mod diff;
 mod discard;
 mod du;
+mod dump;
 mod finding;
 mod gc;
 mod graph;
@@ -26,6 +27,7 @@ pub use check::{Check, CheckReport, check};
 pub use diff::{Changed, Difference, FileChange, Side, SideImage, diff};
 pub use discard::{Discard, Discarded, Discards, discard_layers};
 pub use du::{DiskUse, ImageUse, du};
+pub use dump::dump;
 pub use finding::{Finding, Severity};
 pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
@@ -36,6 +38,9 @@ pub use seal::seal;
 pub use start::{ImageStart, Start, StartReport, Verdict, would_start};
 pub use used::Need;
 pub use why::{Step, Way, Why, why};
+
+use std::io;
+use std::path::PathBuf;
 
 use crate::oci::Digest;
 use crate::root::RootError;
@@ -86,6 +91,14 @@ pub enum Error {
         namespace: String,
         /// The image name.
         image: String,
+    },
+    /// A file cannot be read.
+    #[error("reading {} failed", path.display())]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
     },
     /// Nothing is called so.
     #[error("nothing in the root is called {0:?}")]

@@ -246,7 +246,7 @@ fn remedy(kind: Kind) -> &'static str {
     }
 }
 
-fn tell(report: &Report, dry_run: bool, output: OutputArgs) {
+pub(super) fn tell(report: &Report, dry_run: bool, output: OutputArgs) {
     let done: Vec<&Pushed> = report.images.iter().filter_map(|image| image.result.as_ref().ok()).collect();
     let failed = report.images.len() - done.len();
     let sum = |of: fn(&Pushed) -> Moved| {

@@ -12,6 +12,7 @@ mod diff;
 mod discard;
 mod du;
 mod export;
+mod fixture;
 mod images;
 mod list;
 #[cfg(feature = "live")]
@@ -119,6 +120,8 @@ enum Command {
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
     Registry(registry::RegistryArgs),
+    /// Make images, registries and roots for tests, from a spec or from real images; broken ones too
+    Fixture(fixture::FixtureArgs),
     /// Bake images from an embedded registry, check them, and show what was made
     Demo(demo::DemoArgs),
 }
@@ -233,6 +236,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
+        Command::Fixture(args) => args.json(),
         Command::Demo(_) => false,
     };
     let code = match cli.command {
@@ -262,6 +266,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
+        Command::Fixture(args) => fixture::run(args),
         Command::Demo(args) => demo::run(&args),
     };
     ExitCode::from(code.unwrap_or_else(|failed| {

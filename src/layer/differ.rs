@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -132,7 +132,7 @@ impl Compare {
         if matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
             unequal("device number", made.st_rdev.to_string(), found.st_rdev.to_string());
         }
-        let [should, is] = [attributes(dirs[0], name)?, attributes(dirs[1], name)?];
+        let [should, is] = [attributes_at(dirs[0], name)?, attributes_at(dirs[1], name)?];
         if should != is {
             let shown = |all: &BTreeMap<Vec<u8>, Vec<u8>>| {
                 let all = all.iter().map(|(name, value)| format!("{}={}", name.escape_ascii(), value.escape_ascii()));
@@ -199,11 +199,17 @@ fn same_contents(mut left: File, mut right: File) -> io::Result<bool> {
     }
 }
 
-/// The extended attributes of what is at a name; a link's own.
-fn attributes(dir: &OwnedFd, name: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(OsStr::from_bytes(name));
+fn attributes_at(dir: &OwnedFd, name: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    attributes(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(OsStr::from_bytes(name)))
+}
+
+/// The extended attributes of what is at a path; a link's own. Those of the host's security module are left out.
+///
+/// # Errors
+/// The system's.
+pub fn attributes(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut names = vec![0; 1 << 16];
-    let len = match rustix::fs::llistxattr(&path, &mut names[..]) {
+    let len = match rustix::fs::llistxattr(path, &mut names[..]) {
         Ok(len) => len,
         Err(Errno::NOTSUP) => 0,
         Err(errno) => return Err(errno.into()),
@@ -211,7 +217,7 @@ fn attributes(dir: &OwnedFd, name: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Vec<u8
     let mut all = BTreeMap::new();
     for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty() && *name != OF_THE_HOST) {
         let mut value = vec![0; 1 << 16];
-        let len = rustix::fs::lgetxattr(&path, name, &mut value[..])?;
+        let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
         value.truncate(len);
         all.insert(name.to_vec(), value);
     }

@@ -22,13 +22,13 @@ use rustix::io::Errno;
 
 pub use apply::{Lowers, Onto};
 pub use at::{Files, ReadAt, Section};
-pub use differ::{Differences, differences};
+pub use differ::{Differences, attributes, differences};
 pub use frames::{Frames, zstd_content};
 pub use inflate::{Block, Buffers, Gunzip, GzipError};
 pub use members::{Member, decompress, is_compressed, members};
-pub use pack::{Compression, File, Kind, compress, member_header, padding, tar, zstd_frame};
+pub use pack::{Compression, compress, member_header, padding, tar, zstd_frame};
 pub use read::{Entry, EntryKind, Reader, TarError, Time};
-pub use stream::{Job, entries, unpack};
+pub use stream::{Job, entries, entries_keeping, unpack};
 pub use usage::{Usage, disk_usage, usage};
 
 use crate::oci::Digest;

@@ -54,10 +54,24 @@ pub fn unpack(source: impl Read + Send, job: &Job<'_>, dir: OwnedFd, onto: &Onto
 /// # Errors
 /// [`Error`].
 pub fn entries(source: impl Read + Send, job: &Job<'_>, visit: &mut dyn FnMut(Entry, Option<Digest>)) -> Result<()> {
+    entries_keeping(source, job, &|_| false, &mut |entry, digest, _| visit(entry, digest))
+}
+
+/// As [`entries`], and with the contents of the files that `keep` names.
+///
+/// # Errors
+/// [`Error`].
+pub fn entries_keeping(
+    source: impl Read + Send,
+    job: &Job<'_>,
+    keep: &(dyn Fn(&Entry) -> bool + Sync),
+    visit: &mut dyn FnMut(Entry, Option<Digest>, Vec<u8>),
+) -> Result<()> {
     archive(source, job, |blocks| {
         let mut reader = Reader::new(blocks);
         while let Some(entry) = reader.next_entry()? {
             let mut hasher = (entry.kind == EntryKind::Regular).then(|| Hasher::new(Algorithm::Sha256));
+            let (kept, mut contents) = (keep(&entry), Vec::new());
             while let Some(hasher) = &mut hasher {
                 let chunk = reader.chunk()?;
                 let len = chunk.len();
@@ -65,9 +79,12 @@ pub fn entries(source: impl Read + Send, job: &Job<'_>, visit: &mut dyn FnMut(En
                     break;
                 }
                 hasher.update(chunk);
+                if kept {
+                    contents.extend_from_slice(chunk);
+                }
                 reader.advance(len);
             }
-            visit(entry, hasher.map(Hasher::finish));
+            visit(entry, hasher.map(Hasher::finish), contents);
         }
         Ok(())
     })

@@ -42,6 +42,13 @@ impl Held {
         if name.contains(['/', ':']) { name.parse().ok() } else { None }
     }
 
+    /// Whether its name is a tag that stands in for an API: what refers to an image, and no image itself (distribution
+    /// specification, "Referrers Tag Schema"; cosign's signatures have more behind it).
+    fn is_referrer(&self) -> bool {
+        let digest = self.name.as_deref().and_then(|name| name.strip_prefix("sha256-"));
+        digest.is_some_and(|hex| hex.len() >= 64 && hex.chars().take(64).all(|c| c.is_ascii_hexdigit()))
+    }
+
     fn is_named(&self, name: &str) -> bool {
         let same = |own: &String| own == name || self.reference().is_some_and(|own| name.parse() == Ok(own));
         self.name.as_ref().is_some_and(same) || self.target.digest.as_str() == name
@@ -73,6 +80,8 @@ enum Blobs {
     Dir(PathBuf),
     Store(Store),
     Archive(Archive, HashMap<Digest, (u64, u64)>),
+    /// Nothing but what was made.
+    None,
 }
 
 /// What a docker archive has.
@@ -124,6 +133,12 @@ impl Local {
         };
         local.name = name.map(str::to_owned);
         Ok(local)
+    }
+
+    /// Images in memory.
+    pub fn made(place: impl Into<String>, images: Vec<Held>, blobs: HashMap<Digest, Bytes>) -> Self {
+        let (place, path) = (place.into(), PathBuf::new());
+        Self { place, path, name: None, images, index: None, blobs: Blobs::None, made: blobs, attached: Vec::new() }
     }
 
     /// An OCI layout archive, which may be split or compressed.
@@ -226,8 +241,8 @@ impl Local {
         if let Some(name) = &self.name {
             return self.find(name).cloned();
         }
-        match (&self.images[..], &self.index) {
-            ([one], _) => Ok(one.clone()),
+        match (&self.own().collect::<Vec<_>>()[..], &self.index) {
+            ([one], _) => Ok((*one).clone()),
             ([_, _, ..], Some(index)) if self.images.iter().all(|image| image.name.is_none()) => {
                 Ok(Held { name: None, target: index.clone() })
             }
@@ -242,8 +257,13 @@ impl Local {
     pub fn chosen(&self) -> Result<Vec<Held>> {
         match &self.name {
             Some(name) => Ok(vec![self.find(name)?.clone()]),
-            None => Ok(self.images.clone()),
+            None => Ok(self.own().cloned().collect()),
         }
+    }
+
+    /// The images, without what refers to them.
+    fn own(&self) -> impl Iterator<Item = &Held> {
+        self.images.iter().filter(|held| !held.is_referrer())
     }
 
     /// An image by its name, its tag, or its digest.
@@ -267,7 +287,7 @@ impl Local {
         match &self.blobs {
             Blobs::Archive(archive, _) => archive.read(name),
             Blobs::Dir(_) => read(&self.path.join(name)),
-            Blobs::Store(_) => Ok(None),
+            Blobs::Store(_) | Blobs::None => Ok(None),
         }
     }
 
@@ -280,6 +300,7 @@ impl Local {
             return Ok(Some(bytes.len() as u64));
         }
         match &self.blobs {
+            Blobs::None => Ok(None),
             Blobs::Store(store) => Ok(store.stat(digest)?.map(|stat| stat.size)),
             Blobs::Archive(archive, members) => Ok(member(archive, members, digest).map(|(_, size)| size)),
             Blobs::Dir(dir) => match std::fs::metadata(dir.join(digest.path())) {
@@ -302,6 +323,7 @@ impl Local {
             return Ok(Box::new(io::Cursor::new(bytes.slice(from..))));
         }
         let (file, path) = match &self.blobs {
+            Blobs::None => return Err(absent()),
             Blobs::Archive(archive, members) => {
                 let found = member(archive, members, digest).ok_or_else(absent)?;
                 return Ok(Box::new(archive.section(found, from)));

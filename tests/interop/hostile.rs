@@ -49,7 +49,7 @@ const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// A layer as it should be.
 fn layer(tar: &[u8], compression: Compression) -> (String, Vec<u8>, Digest) {
-    (compression.oci_media_type(), compress(tar, compression).unwrap(), Digest::of(tar))
+    (compression.oci_media_type(), compress(tar, compression).unwrap().0, Digest::of(tar))
 }
 
 fn good() -> Image {
@@ -198,8 +198,8 @@ fn nothing_is_written_outside() {
 type Broken = (&'static str, (String, Vec<u8>, Digest), &'static str, &'static str);
 
 fn broken() -> Vec<Broken> {
-    let gzip = |tar: &[u8]| compress(tar, Compression::Gzip).unwrap();
-    let zstd = |tar: &[u8]| compress(tar, Compression::Zstd).unwrap();
+    let gzip = |tar: &[u8]| compress(tar, Compression::Gzip).unwrap().0;
+    let zstd = |tar: &[u8]| compress(tar, Compression::Zstd).unwrap().0;
     let plain = tar(&[file("a", &(0..200_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>())]);
     let kind = |compression: Compression| compression.oci_media_type();
     let cut = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();

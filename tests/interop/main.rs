@@ -14,6 +14,7 @@ mod carry;
 mod collect;
 mod copy;
 mod cri;
+mod fixture;
 mod hostile;
 mod layout;
 mod life;

@@ -153,7 +153,7 @@ fn the_stacks_reach_every_corner() {
 fn debian() -> Image {
     let layer = |i: usize| {
         let tar = fs::read(peers::dir().join(format!("debian/layer{i}.tar"))).unwrap();
-        let blob = compress(&tar, Compression::Gzip).unwrap();
+        let blob = compress(&tar[..], Compression::Gzip).unwrap().0;
         (Compression::Gzip.oci_media_type(), blob, Digest::of(&tar))
     };
     Image::new((0..4).map(layer).collect(), false)

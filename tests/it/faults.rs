@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Response;
-use prebake::fixture::{Body, Content, full};
+use prebake::fixture::{Body, Content, full, paced};
 use prebake::oci::{Descriptor, Digest, MAX_DOCUMENT, media_type};
 use serde_json::{Value, json};
 
 use crate::answers::{broken, endless, layer_of, text};
 use crate::support::content::{build, demo};
 use crate::support::prebake::{Run, blobs, prebake, records};
-use crate::support::registry::{TestRegistry, respond, slow};
+use crate::support::registry::{TestRegistry, respond};
 
 const SMALL: &str = r#"
     [layer.one]
@@ -334,8 +334,7 @@ fn an_image_that_fails_does_no_harm_to_one_that_shares_its_layers() {
             std::thread::sleep(Duration::from_millis(30));
             return Some(text(404, ""));
         }
-        path.ends_with(large.0.as_str())
-            .then(|| respond(200, &[], slow(large.1.clone(), 100_000, Duration::from_millis(5))))
+        path.ends_with(large.0.as_str()).then(|| respond(200, &[], paced(&large.1, 100_000, Duration::from_millis(5))))
     });
     for _ in 0..10 {
         let root = tempfile::tempdir().unwrap();

@@ -75,7 +75,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             ],
         ),
         ("serve", &["oci", "source", "spec"]),
-        ("fixture", &["layer", "oci"]),
+        ("fixture", &["layer", "oci", "source", "spec", "trust"]),
+        ("testing", &["duration", "fixture", "oci", "spec"]),
         (
             "kind",
             &[
@@ -86,6 +87,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "care",
                 "catalog",
                 "content",
+                "fixture",
                 "layer",
                 "metadata",
                 "oci",
@@ -105,7 +107,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Where each third party may be named.
-const FENCES: [(&str, &[&str]); 27] = [
+const FENCES: [(&str, &[&str]); 28] = [
+    ("similar", &["cli"]),
     ("oci_client", &["registry"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry", "serve", "lib"]),
@@ -117,7 +120,7 @@ const FENCES: [(&str, &[&str]); 27] = [
     ("zstd", &["layer"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
-    ("hyper", &["fixture", "serve"]),
+    ("hyper", &["fixture", "serve", "testing"]),
     ("hyper_util", &["fixture", "serve"]),
     ("http_body_util", &["fixture"]),
     ("tokio_rustls", &["serve"]),
@@ -128,7 +131,7 @@ const FENCES: [(&str, &[&str]); 27] = [
     ("httpdate", &["registry"]),
     ("ring", &["trust"]),
     ("sha2", &["oci"]),
-    ("chrono", &["metadata", "content", "bake", "bootstrap", "care", "cli", "snapshot", "times"]),
+    ("chrono", &["metadata", "content", "bake", "bootstrap", "care", "cli", "fixture", "snapshot", "times"]),
     ("tonic", &["bootstrap", "kind"]),
     ("tonic_prost", &["bootstrap"]),
     ("prost", &["bootstrap"]),
@@ -136,7 +139,7 @@ const FENCES: [(&str, &[&str]); 27] = [
 ];
 
 /// Direct dependencies; a new one is a decision.
-const DEPENDENCIES: [&str; 36] = [
+const DEPENDENCIES: [&str; 37] = [
     "base64",
     "bytes",
     "chrono",
@@ -163,6 +166,7 @@ const DEPENDENCIES: [&str; 36] = [
     "serde-saphyr",
     "serde_json",
     "sha2",
+    "similar",
     "tar",
     "thiserror",
     "tokio",

@@ -18,6 +18,7 @@ mod copy;
 mod crash;
 mod diff;
 mod faults;
+mod fixture;
 mod gc;
 mod hosts;
 mod house_rules;

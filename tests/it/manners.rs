@@ -7,12 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use prebake::fixture::{Body, Content, full};
+use prebake::fixture::{Body, Content, full, paced};
 
 use crate::answers::{counted, text};
 use crate::support::content::build;
 use crate::support::prebake::{Run, prebake};
-use crate::support::registry::{TestRegistry, respond, slow};
+use crate::support::registry::{TestRegistry, respond};
 
 const BAKE: &str = "bake --platform linux/amd64";
 
@@ -167,7 +167,7 @@ fn a_silent_connection_is_given_up() {
     for (layers, status, pause) in odd {
         let bytes = bytes::Bytes::from(vec![b' '; 100]);
         let (registry, times) = timed(image(layers), move |_, number| {
-            let body = || slow(bytes.clone(), 1, Duration::from_millis(pause));
+            let body = || paced(&bytes, 1, Duration::from_millis(pause));
             (number < 3).then(|| respond(status, &[("content-length", "100")], body()))
         });
         let root = tempfile::tempdir().unwrap();

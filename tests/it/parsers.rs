@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prebake::bundle::Inventory;
 use prebake::layer::{
-    File, Frames, Kind, ReadAt, Reader, member_header, members, padding, tar, zstd_content, zstd_frame,
+    Entry, EntryKind, Frames, ReadAt, Reader, member_header, members, padding, tar, zstd_content, zstd_frame,
 };
 use prebake::oci::{Config, Digest, Document, Platform, Reference, media_type};
 use proptest::prelude::*;
@@ -65,8 +65,7 @@ proptest! {
 
     #[test]
     fn archives_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000), at in 0usize..1536, with in any::<u8>()) {
-        let file = File { path: "a/file".to_owned(), mode: 0o644, kind: Kind::Regular(b"contents".to_vec()) };
-        let good = tar(&[file]).unwrap();
+        let good = tar(&[(Entry::new("a/file", EntryKind::Regular), b"contents".to_vec())]).unwrap();
         let mut entries = Reader::new(good.as_slice());
         let entry = entries.next_entry().unwrap().unwrap();
         prop_assert_eq!((entry.path.as_slice(), entry.size), (&b"a/file"[..], 8));

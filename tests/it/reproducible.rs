@@ -7,12 +7,12 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use prebake::fixture::Content;
+use prebake::fixture::{Content, paced};
 use prebake::oci::Digest;
 
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs_dir, command, containerd_root, prebake};
-use crate::support::registry::{TestRegistry, respond, slow};
+use crate::support::registry::{TestRegistry, respond};
 use crate::support::rng::Rng;
 
 const IMAGES: usize = 12;
@@ -47,7 +47,7 @@ fn registry(content: Content) -> TestRegistry {
         let (_, digest) = request.uri().path().rsplit_once("/blobs/")?;
         let (_, bytes) = own.blobs.get(&digest.parse().ok()?)?;
         let pause = Duration::from_millis(rng.lock().unwrap().below(40) as u64);
-        Some(respond(200, &[], slow(bytes.clone(), 50_000, pause)))
+        Some(respond(200, &[], paced(bytes, 50_000, pause)))
     })
 }
 

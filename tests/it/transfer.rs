@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use prebake::fixture::{Body, Content, full};
+use prebake::fixture::{Body, Content, full, paced};
 
 use crate::answers::{broken, counted, endless, layer_of, sent, silent, text};
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs, prebake, start};
-use crate::support::registry::{TestRegistry, respond, slow};
+use crate::support::registry::{TestRegistry, respond};
 
 const BAKE: &str = "bake --platform linux/amd64";
 /// One layer of that many random bytes, `app:1`.
@@ -170,7 +170,7 @@ fn killed_and_gone_on_with() {
         let first = range.is_none();
         log.lock().unwrap().push((range, condition));
         let headers = [("content-length", &*bytes.len().to_string()), ("etag", "\"kept\"")];
-        first.then(|| respond(200, &headers, slow(bytes.clone(), 100_000, Duration::from_millis(10))))
+        first.then(|| respond(200, &headers, paced(&bytes, 100_000, Duration::from_millis(10))))
     });
     let root = tempfile::tempdir().unwrap();
     let ingest = root.path().join("var/lib/containerd/io.containerd.content.v1.content/ingest");
@@ -225,7 +225,7 @@ fn large_blobs_come_in_parts_where_that_helps() {
         let count = now.fetch_add(1, Ordering::SeqCst) + 1;
         peak.fetch_max(count, Ordering::SeqCst);
         let own = now.clone();
-        let body = slow(bytes.slice(from..to), 140_000, Duration::from_millis(10));
+        let body = paced(&bytes.slice(from..to), 140_000, Duration::from_millis(10));
         let content_range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
         let length = (to - from).to_string();
         Some(respond(206, &[("content-range", &content_range), ("content-length", &length)], counted(body, own)))
@@ -273,7 +273,7 @@ fn parts_that_break_and_parts_that_lie() {
         // In chunks, which say no length: too few, and too many.
         |from, to, bytes| {
             let range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
-            respond(206, &[("content-range", &range)], slow(bytes.slice(from..to - 9), 1 << 20, Duration::ZERO))
+            respond(206, &[("content-range", &range)], paced(&bytes.slice(from..to - 9), 1 << 20, Duration::ZERO))
         },
         |from, to, bytes| {
             let range = format!("bytes {from}-{}/{}", to - 1, bytes.len());
@@ -289,7 +289,7 @@ fn parts_that_break_and_parts_that_lie() {
             if number == 4 {
                 return Some(fault(from, to, bytes));
             }
-            let body = slow(bytes.slice(from..to), 500_000, Duration::from_millis(10));
+            let body = paced(&bytes.slice(from..to), 500_000, Duration::from_millis(10));
             Some(respond(206, &[("content-range", &format!("bytes {from}-{}/{}", to - 1, bytes.len()))], body))
         });
         let root = tempfile::tempdir().unwrap();
@@ -314,7 +314,7 @@ fn an_address_that_expired_is_asked_for_again() {
         let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
         let from = from.parse::<usize>().ok()?;
         let to = to.parse::<usize>().map_or(bytes.len(), |to| to + 1);
-        let body = slow(bytes.slice(from..to), 500_000, Duration::from_millis(10));
+        let body = paced(&bytes.slice(from..to), 500_000, Duration::from_millis(10));
         Some(respond(206, &[("content-range", &format!("bytes {from}-{}/{}", to - 1, bytes.len()))], body))
     });
     let to = cdn.name();

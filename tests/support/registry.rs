@@ -4,11 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::prebake::fixture::{Body, Content, Server};
-use bytes::Bytes;
-use futures_util::StreamExt;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
+use ::prebake::fixture::{Body, Content, Server, paced};
+use hyper::body::Incoming;
 use hyper::{Request, Response};
 
 pub struct TestRegistry {
@@ -35,7 +32,7 @@ impl TestRegistry {
         Self::faulty(content, move |request| {
             let (_, digest) = request.uri().path().rsplit_once("/blobs/")?;
             let (_, bytes) = own.blobs.get(&digest.parse().ok()?)?;
-            (bytes.len() > 100_000).then(|| respond(200, &[], slow(bytes.clone(), chunk, pause)))
+            (bytes.len() > 100_000).then(|| respond(200, &[], paced(bytes, chunk, pause)))
         })
     }
 
@@ -77,15 +74,4 @@ pub fn respond(status: u16, headers: &[(&str, &str)], body: Body) -> Response<Bo
         response = response.header(*name, *value);
     }
     response.body(body).unwrap()
-}
-
-/// Bytes in pieces of `chunk`, one every `pause`.
-pub fn slow(bytes: Bytes, chunk: usize, pause: Duration) -> Body {
-    let pieces: Vec<Bytes> =
-        (0..bytes.len()).step_by(chunk).map(|at| bytes.slice(at..bytes.len().min(at + chunk))).collect();
-    let stream = futures_util::stream::iter(pieces).then(move |piece| async move {
-        tokio::time::sleep(pause).await;
-        Ok(Frame::data(piece))
-    });
-    StreamBody::new(stream).boxed_unsync()
 }

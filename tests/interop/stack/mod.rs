@@ -130,7 +130,7 @@ impl Stack {
     pub fn image(&self) -> Image {
         let layer = |layer: &Layer| {
             let tar = layer.tar();
-            let blob = compress(&tar, layer.compression).unwrap();
+            let blob = compress(&tar[..], layer.compression).unwrap().0;
             (layer.media_type(self.docker), blob, Digest::of(&tar))
         };
         Image::new(self.layers.iter().map(layer).collect(), self.docker)
