@@ -14,6 +14,8 @@ mod carry;
 mod collect;
 mod copy;
 mod cri;
+mod docs;
+mod foreign;
 mod hostile;
 mod layout;
 mod life;
