@@ -179,17 +179,21 @@ fn read(page: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap()
 }
 
+/// Fills what the registries of worlds hold.
+fn fill(dir: &Path) -> PathBuf {
+    let store = dir.join("store");
+    Registry::serve(dir, &store, "", "").push(&build(IMAGES));
+    store
+}
+
 /// Runs a page in a world of its own; what is wrong.
-fn run(page: &Page) -> Vec<String> {
+fn run(page: &Page, store: &Path) -> Vec<String> {
     let world = tempfile::tempdir().unwrap();
     let world = world.path();
     let of = |name: &str| world.join(name);
     for dir in ["bin", "files"] {
         fs::create_dir(of(dir)).unwrap();
     }
-    let registry = Registry::serve(&of("filled"), &of("store"), "", "");
-    registry.push(&build(IMAGES));
-    drop(registry);
     // What tests/setup had it make.
     let debootstrap = "#!/bin/sh\nset -e\nfor root; do :; done\nmkdir \"$root\"\ntar -C \"$root\" -xf \"/srv/peers/debootstrap/$*.tar\"\n";
     fs::write(of("bin/debootstrap"), debootstrap).unwrap();
@@ -204,7 +208,7 @@ fn run(page: &Page) -> Vec<String> {
     let status = Command::new("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop/world.sh"))
-        .args([world, &peers::dir().canonicalize().unwrap(), Path::new(env!("CARGO_BIN_EXE_prebake"))])
+        .args([world, store, &peers::dir().canonicalize().unwrap(), Path::new(env!("CARGO_BIN_EXE_prebake"))])
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
@@ -218,7 +222,8 @@ fn run(page: &Page) -> Vec<String> {
 }
 
 fn holds(page: &str) {
-    let wrong = run(&Page::parse(&read(page)));
+    let dir = tempfile::tempdir().unwrap();
+    let wrong = run(&Page::parse(&read(page)), &fill(dir.path()));
     assert!(wrong.is_empty(), "{page}\n{}", wrong.join("\n"));
 }
 
@@ -318,21 +323,23 @@ fn what_a_page_says_is_understood() {
 
 #[test]
 fn a_page_that_does_not_hold_is_told_of() {
-    assert_eq!(run(&Page::parse(SMALL)), [""; 0]);
-    let other = run(&Page::parse(&SMALL.replace("\ntwo\n$", "\nthree\n$")));
+    let store = tempfile::tempdir().unwrap();
+    let run = |text: &str| run(&Page::parse(text), store.path());
+    assert_eq!(run(SMALL), [""; 0]);
+    let other = run(&SMALL.replace("\ntwo\n$", "\nthree\n$"));
     assert!(
         other.len() == 1 && other[0].starts_with("line 9: cat a/b.txt") && other[0].ends_with("\ntwo\n"),
         "{other:?}"
     );
     for fails in ["[ \"$there\" = 3 ]", "! true", "false && true", "false | cat"] {
-        let failing = run(&Page::parse(&SMALL.replace("[ \"$there\" = 2 ]", fails)));
+        let failing = run(&SMALL.replace("[ \"$there\" = 2 ]", fails));
         assert!(
             failing.len() == 1 && failing[0].starts_with("line 22: ") && failing[0].contains("\nfailed:\n"),
             "{failing:?}"
         );
     }
     // Nothing of the machine can be written but in layers that go with the world.
-    let outside = "```sh\n! touch /usr/mark /mark\n! mkdir /home/mark\ntouch /etc/mark /var/lib/mark\n```\n";
-    assert_eq!(run(&Page::parse(outside)), [""; 0]);
+    let outside = "```console\n$ touch /usr/mark /mark || mkdir /home/mark || touch /etc/mark /var/lib/mark\n…\n…Read-only…\n…Read-only…\n…Read-only…\n```\n";
+    assert_eq!(run(outside), [""; 0]);
     assert!(!["/etc/mark", "/var/lib/mark", "/usr/mark", "/home/mark"].iter().any(|path| Path::new(path).exists()));
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The world in which the commands of a page run (tests/interop/docs.rs). Usage, in new mount, network and PID namespaces:
-# world.sh WORLD PEERS PREBAKE. WORLD is a folder with store (what the registries hold), page.sh, files, bin. The page sees it as /srv,
-# and works in /srv/page. The machine's files are read only but for layers of the world's own on /etc, /var, /media and /run; /tmp is
+# world.sh WORLD STORE PEERS PREBAKE. WORLD is a folder with page.sh, files and bin; STORE is what the registries hold. The page sees
+# it all as /srv, and works in /srv/page. The machine's files are read only but for layers of the world's own on /etc, /var, /media and /run; /tmp is
 # new; only loopback is there; and all ends when the page does.
 #
 # | name in references | what is there |
@@ -12,10 +12,11 @@
 set -euo pipefail
 
 ip link set lo up
-mkdir -p "$1"/{containerd,page,home,output,pki,peers}
+mkdir -p "$1"/{containerd,page,home,output,pki,store,peers}
 touch "$1/bin/prebake"
-mount --bind "$2" "$1/peers"
-mount --bind "$3" "$1/bin/prebake"
+mount --bind "$2" "$1/store"
+mount --bind "$3" "$1/peers"
+mount --bind "$4" "$1/bin/prebake"
 mount --rbind "$1" /srv
 world=/srv
 for dir in etc var media run; do
