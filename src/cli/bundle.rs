@@ -294,8 +294,11 @@ fn apply_one(args: &ApplyArgs, to: &RootArgs, bundle: &Bundle) -> Result<u8, Fai
 }
 
 fn verify(args: &VerifyArgs) -> Result<u8, Failed> {
-    let (mut flaws, files) = bundle::verify_files(&args.file).map_err(Failed::new)?;
     let part = args.file.extension().is_some_and(|number| number.len() == 3) && args.file.is_file();
+    if part && !args.verify_key.is_empty() {
+        return Err(Failed::usage("one part by itself has no signature; name the bundle, without the part's number"));
+    }
+    let (mut flaws, files) = bundle::verify_files(&args.file).map_err(Failed::new)?;
     let mut blobs = 0;
     // What is damaged as a file need not be understood; and one part alone cannot be.
     if flaws.is_empty() && !part {

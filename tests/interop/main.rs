@@ -15,6 +15,8 @@ mod collect;
 mod copy;
 mod cri;
 mod fixture;
+mod docs;
+mod foreign;
 mod hostile;
 mod layout;
 mod life;

@@ -102,6 +102,8 @@ fn parts_are_checked_each_by_itself() {
     fs::write(&part, &bad).unwrap();
     assert!(run(dir.path(), "bundle verify a.bundle.002").expect(6).stderr.contains("a.bundle.002"));
     run(dir.path(), "bundle verify a.bundle.001").expect(0);
+    // Nobody is to think that its signature was looked at.
+    run(dir.path(), "bundle verify --verify-key any.pub a.bundle.001").expect(2);
     run(dir.path(), "bundle verify a.bundle").expect(6);
     let told = run(dir.path(), "bundle apply --root r a.bundle").expect(6);
     assert!(told.stderr.contains("sha256:"), "{}", told.stderr);
