@@ -1,5 +1,6 @@
 //! The command line: arguments, terminal, exit codes. One file a command.
 
+mod about;
 mod bake;
 mod board;
 mod bolt;
@@ -55,12 +56,26 @@ Exit codes:
   130  stopped by Ctrl-C (143 by SIGTERM); finished blobs are kept
 Where every image fails in the same way, the code is that of the failure.";
 
+const EXAMPLES: &str = "\
+Examples:
+  prebake demo                                                    all of it, without a network
+  prebake bake --root ./chroot registry.k8s.io/pause:3.10
+  prebake check --root ./chroot
+  prebake help bake";
+
 /// Bakes OCI images straight into containerd's state directory, with no daemon running.
 #[derive(Parser)]
-#[command(name = "prebake", version, after_help = EXIT_CODES)]
+#[command(name = "prebake", version, disable_version_flag = true, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct Cli {
+    /// Print the version
+    #[arg(long, short = 'V')]
+    version: bool,
+    /// With --version: as JSON, with the target, the features, and the releases of containerd it is tested with
+    #[arg(long, requires = "version")]
+    json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -72,6 +87,7 @@ enum Command {
     /// Write down what names lead to, so that every bake takes the same
     Lock(lock::LockArgs),
     /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
+    #[command(after_help = bake::FETCH_EXAMPLES)]
     Fetch(bake::FetchArgs),
     /// Unpack images that are in a root already, and make them known to containerd
     Unpack(unpack::UnpackArgs),
@@ -121,6 +137,10 @@ enum Command {
     Registry(registry::RegistryArgs),
     /// Bake images from an embedded registry, check them, and show what was made
     Demo(demo::DemoArgs),
+    /// Print what makes a shell complete prebake's commands and options
+    Completions(about::CompletionsArgs),
+    /// Write the man pages, one a command
+    Man(about::ManArgs),
 }
 
 /// Which root.
@@ -206,7 +226,11 @@ impl Failed {
 /// Parses the arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let json = match &cli.command {
+    let Some(command) = cli.command else {
+        about::version(cli.json);
+        return ExitCode::SUCCESS;
+    };
+    let json = match &command {
         Command::Bake(args) => args.bake.fetch.output.json,
         Command::Fetch(args) => args.output.json,
         Command::Plan(args) => args.json(),
@@ -233,9 +257,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => args.output.json,
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
-        Command::Demo(_) => false,
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => false,
     };
-    let code = match cli.command {
+    let code = match command {
         Command::Bake(args) => bake::bake(args),
         Command::Fetch(args) => bake::fetch(args),
         Command::Plan(args) => plan::run(args),
@@ -263,6 +287,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Bolt(args) => bolt::run(&args),
         Command::Registry(args) => registry::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => Ok(about::completions(&args)),
+        Command::Man(args) => about::man(&args),
     };
     ExitCode::from(code.unwrap_or_else(|failed| {
         output::failed(&failed, json);

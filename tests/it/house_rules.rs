@@ -105,7 +105,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Where each third party may be named.
-const FENCES: [(&str, &[&str]); 27] = [
+const FENCES: [(&str, &[&str]); 29] = [
     ("oci_client", &["registry"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry", "serve", "lib"]),
@@ -116,6 +116,8 @@ const FENCES: [(&str, &[&str]); 27] = [
     ("crc32fast", &["layer"]),
     ("zstd", &["layer"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("indicatif", &["cli"]),
     ("hyper", &["fixture", "serve"]),
     ("hyper_util", &["fixture", "serve"]),
@@ -136,11 +138,13 @@ const FENCES: [(&str, &[&str]); 27] = [
 ];
 
 /// Direct dependencies; a new one is a decision.
-const DEPENDENCIES: [&str; 36] = [
+const DEPENDENCIES: [&str; 38] = [
     "base64",
     "bytes",
     "chrono",
     "clap",
+    "clap_complete",
+    "clap_mangen",
     "crc32fast",
     "flate2",
     "futures-util",
