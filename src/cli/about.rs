@@ -109,7 +109,7 @@ fn pages(command: &Command, date: &str, dir: &Path) -> Result<(), Failed> {
 /// As [`Man::render`], but that there may be no date, that the synopsis is that of `--help`, and that examples stay the lines
 /// they are.
 fn render(command: &Command, man: &Man, date: &str, page: &mut Vec<u8>) -> io::Result<()> {
-    let name = command.get_display_name().unwrap_or_default();
+    let name = command.get_display_name().unwrap_or(command.get_name());
     writeln!(page, ".TH {name} 1 \"{date}\" \"prebake {VERSION}\" prebake")?;
     man.render_name_section(page)?;
     let usage = command.clone().render_usage().to_string();

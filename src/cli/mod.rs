@@ -321,3 +321,54 @@ fn exit_code_of_all<'f>(failures: impl Iterator<Item = Option<&'f Failure>>) -> 
         Some(_) => 1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const KINDS: [Kind; 8] = [
+        Kind::NotFound,
+        Kind::Unauthorized,
+        Kind::Busy,
+        Kind::Corrupt,
+        Kind::NoSpace,
+        Kind::InvalidInput,
+        Kind::Unavailable,
+        Kind::Io,
+    ];
+
+    /// The codes of the first column of the table below `header`, and the second column.
+    fn table(text: &'static str, header: &str) -> Vec<(Vec<u8>, &'static str)> {
+        let rows = text.split(header).nth(1).expect("a table").lines().skip(2);
+        let rows = rows.take_while(|row| row.starts_with('|')).map(|row| {
+            let mut cells = row.split('|').skip(1).map(str::trim);
+            let codes = cells.next().expect("a cell").split(", ").map(|code| code.parse().expect("a code")).collect();
+            (codes, cells.next().expect("two cells").trim_matches('`'))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_are_documented() {
+        let variants = include_str!("../kind.rs").split("pub enum Kind {").nth(1).expect("it").split('}').next();
+        let variants = variants.expect("its end").lines().filter(|line| line.ends_with(',')).count();
+        assert_eq!(variants, KINDS.len());
+
+        let documented = table(include_str!("../../docs/exit-codes.md"), "| code | kind |");
+        let kinds: BTreeSet<(u8, String)> = documented
+            .iter()
+            .filter(|(_, kind)| !kind.is_empty())
+            .map(|(codes, kind)| (codes[0], format!("\"{kind}\"")))
+            .collect();
+        let real = KINDS.map(|kind| (exit_code(kind), serde_json::to_string(&kind).expect("a word")));
+        assert_eq!(kinds, real.into_iter().collect());
+
+        let codes =
+            |rows: &[(Vec<u8>, &str)]| rows.iter().flat_map(|(codes, _)| codes.clone()).collect::<BTreeSet<_>>();
+        let help = EXIT_CODES.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+        assert_eq!(codes(&documented), help.collect());
+        assert_eq!(codes(&documented), codes(&table(include_str!("../../README.md"), "| exit code | means |")));
+    }
+}
