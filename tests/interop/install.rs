@@ -68,7 +68,7 @@ fn man_pages_are_read_without_a_warning() {
         assert_eq!(said, "", "{}", page.display());
         let mut man = Command::new("man");
         man.args(["--warnings", "-l", "-Tutf8", "-P", "cat"]).arg(page);
-        let output = man.env("MANWIDTH", "200").env("LC_ALL", "C.UTF-8").output().unwrap();
+        let output = man.env("MANWIDTH", "200").env("LC_ALL", "C.UTF-8").env("GROFF_NO_SGR", "1").output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{}: {output:?}", page.display());
         // As on a terminal, where letters are struck twice to be bold.
         let mut text = String::new();
@@ -79,8 +79,6 @@ fn man_pages_are_read_without_a_warning() {
                 text.push(c);
             }
         }
-        let text: String =
-            text.split("\u{1b}[").map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect();
         assert!(text.contains("\nEXAMPLES\n") && text.contains("2023-11-14"), "{text}");
         let name = page.file_stem().unwrap().to_str().unwrap();
         assert!(text.starts_with(&format!("{name}(1)")), "{text}");
