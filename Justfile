@@ -21,6 +21,14 @@ bench-first-boot rounds="3":
 demo:
     cargo run --release -- demo
 
+# One static binary, against musl; prints where it is
+static target="":
+    PREBAKE_COMMIT=$(git rev-parse HEAD) packaging/static {{target}}
+
+# A Debian package of the static binary, else of target/release/prebake, into the current folder
+deb:
+    packaging/deb
+
 # Fuzz: bolt, tar, unpack, gunzip, reference or document (needs nightly and cargo-fuzz)
 fuzz target="bolt" seconds="60":
     cd tests/fuzz && cargo +nightly fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -max_len=65536 -detect_leaks=0

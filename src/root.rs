@@ -233,7 +233,11 @@ fn resolve(root: impl AsFd, inside: &Path) -> io::Result<Option<PathBuf>> {
     {
         Ok(dir) => {
             use std::os::fd::AsRawFd;
-            fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map(Some)
+            let real = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+            real.map(Some).map_err(|error| match fs::exists("/proc/self") {
+                Ok(false) => io::Error::other("/proc is not mounted, and prebake needs it"),
+                _ => error,
+            })
         }
         Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno.into()),

@@ -32,7 +32,7 @@ pub use finding::{Finding, Severity};
 pub use gc::{Collect, Collected, Garbage, gc};
 pub use list::{Kept, ListedImage, images};
 pub use prune::{Decision, Fate, Kept as KeptNames, Prune, Pruned, Unused, Which, prune};
-pub use release::{Release, ReleaseError};
+pub use release::{Release, ReleaseError, TESTED_RELEASES};
 pub use repair::{Fetch, Mended, Missing, Repair, RepairFrom, RepairReport, repair};
 pub use seal::seal;
 pub use start::{ImageStart, Start, StartReport, Verdict, would_start};

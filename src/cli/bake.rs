@@ -37,6 +37,11 @@ Credentials come from --creds, --creds-file, $REGISTRY_AUTH_FILE, Docker's confi
 Podman's auth.json, and kubelet's credential provider plugins, in this order; `prebake registry explain` shows which.
 In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --unpack says.";
 
+pub(super) const FETCH_EXAMPLES: &str = "\
+Examples:
+  prebake fetch --root ./chroot --file images.txt --platform linux/arm64
+  prebake bootstrap --root ./chroot                          later, and without a network";
+
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BakeCommand {

@@ -11,6 +11,21 @@ use serde_json::json;
 
 use super::{Failed, exit_code, output};
 
+const STATS_EXAMPLES: &str = "\
+Examples:
+  prebake bolt stats meta.db
+  prebake bolt stats meta.db --path v1/k8s.io/images --json";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  prebake bolt check meta.db
+  prebake bolt check /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/metadata.db --json";
+
+const DUMP_EXAMPLES: &str = "\
+Examples:
+  prebake bolt dump meta.db --path v1/k8s.io/images
+  prebake bolt dump meta.db --json | jq -r 'select(.key == \"digest\").value'";
+
 const EXAMPLES: &str = "\
 Examples:
   prebake bolt stats /var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db
@@ -31,10 +46,13 @@ pub(super) struct BoltArgs {
 #[derive(Subcommand)]
 enum BoltCommand {
     /// Say how large a database and a bucket in it are
+    #[command(after_help = STATS_EXAMPLES)]
     Stats(FileArgs),
     /// Verify every page, and name those that are wrong with their buckets; 6 when any is
+    #[command(after_help = CHECK_EXAMPLES)]
     Check(FileArgs),
     /// Show buckets, keys and values, with containerd's times and numbers decoded
+    #[command(after_help = DUMP_EXAMPLES)]
     Dump(FileArgs),
 }
 

@@ -16,6 +16,27 @@ use super::copy::{self, HowArgs};
 use super::output::{self, OutputArgs};
 use super::{Failed, RootArgs, TimesArgs, exit_code, plan, progress, wanted};
 
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  prebake bundle create -o site.bundle -f bake.toml --sign-key bundle.key
+  prebake bundle create -o site.bundle --split 4GiB docker.io/library/nginx:1.27 registry.k8s.io/pause:3.10
+  prebake bundle create -o week.bundle -f bake.toml --since site.inv --dry-run";
+
+const APPLY_EXAMPLES: &str = "\
+Examples:
+  prebake bundle apply --root / --verify-key bundle.pub /media/usb/site.bundle
+  prebake bundle apply --root ./chroot --policy unpack site.bundle.001
+  prebake bundle apply --to-registry registry.site:5000/hub site.bundle week.bundle";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  prebake bundle verify --verify-key bundle.pub site.bundle
+  prebake bundle verify /media/usb/site.bundle.003        one part by itself";
+
+const KEYGEN_EXAMPLES: &str = "\
+Examples:
+  prebake bundle keygen site                              makes site.key and site.pub";
+
 const EXAMPLES: &str = "\
 Examples:
   prebake bundle create -o site.bundle -f bake.toml --split 4GiB --sign-key bundle.key
@@ -46,6 +67,7 @@ enum Command {
 }
 
 #[derive(Args)]
+#[command(after_help = CREATE_EXAMPLES)]
 struct CreateArgs {
     #[command(flatten)]
     bake: BakeArgs,
@@ -88,6 +110,7 @@ fn part_size(text: &str) -> Result<u64, String> {
 }
 
 #[derive(Args)]
+#[command(after_help = APPLY_EXAMPLES)]
 struct ApplyArgs {
     #[command(flatten)]
     root: Option<RootArgs>,
@@ -118,6 +141,7 @@ struct ApplyArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
 struct VerifyArgs {
     /// A bundle, or one of its files
     file: PathBuf,
@@ -129,6 +153,7 @@ struct VerifyArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = KEYGEN_EXAMPLES)]
 struct KeygenArgs {
     /// The keys' name, without .key and .pub
     #[arg(default_value = "bundle")]

@@ -23,7 +23,14 @@ const MARK: &str = ".prebake-demo";
 /// The image that prints a line.
 const RUNNABLE: &str = "demo/hello:1.0";
 
+const EXAMPLES: &str = "\
+Examples:
+  prebake demo                    into ./prebake-demo
+  prebake demo /tmp/somewhere
+As root, the images are unpacked too. The last lines say how a containerd is started on what was made.";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct DemoArgs {
     /// Where; an earlier demo there is replaced
     #[arg(default_value = "prebake-demo")]

@@ -1,5 +1,6 @@
 //! The command line: arguments, terminal, exit codes. One file a command.
 
+mod about;
 mod bake;
 mod board;
 mod bolt;
@@ -56,12 +57,26 @@ Exit codes:
   130  stopped by Ctrl-C (143 by SIGTERM); finished blobs are kept
 Where every image fails in the same way, the code is that of the failure.";
 
+const EXAMPLES: &str = "\
+Examples:
+  prebake demo                                                    all of it, without a network
+  prebake bake --root ./chroot registry.k8s.io/pause:3.10
+  prebake check --root ./chroot
+  prebake help bake";
+
 /// Bakes OCI images straight into containerd's state directory, with no daemon running.
 #[derive(Parser)]
-#[command(name = "prebake", version, after_help = EXIT_CODES)]
+#[command(name = "prebake", version, disable_version_flag = true, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct Cli {
+    /// Print the version
+    #[arg(long, short = 'V')]
+    version: bool,
+    /// With --version: as JSON, with the target, the features, and the releases of containerd it is tested with
+    #[arg(long, requires = "version")]
+    json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -73,6 +88,7 @@ enum Command {
     /// Write down what names lead to, so that every bake takes the same
     Lock(lock::LockArgs),
     /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
+    #[command(after_help = bake::FETCH_EXAMPLES)]
     Fetch(bake::FetchArgs),
     /// Unpack images that are in a root already, and make them known to containerd
     Unpack(unpack::UnpackArgs),
@@ -124,6 +140,10 @@ enum Command {
     Fixture(fixture::FixtureArgs),
     /// Bake images from an embedded registry, check them, and show what was made
     Demo(demo::DemoArgs),
+    /// Print what makes a shell complete prebake's commands and options
+    Completions(about::CompletionsArgs),
+    /// Write the man pages, one a command
+    Man(about::ManArgs),
 }
 
 /// Which root.
@@ -209,7 +229,11 @@ impl Failed {
 /// Parses the arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let json = match &cli.command {
+    let Some(command) = cli.command else {
+        about::version(cli.json);
+        return ExitCode::SUCCESS;
+    };
+    let json = match &command {
         Command::Bake(args) => args.bake.fetch.output.json,
         Command::Fetch(args) => args.output.json,
         Command::Plan(args) => args.json(),
@@ -237,9 +261,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Bolt(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Fixture(args) => args.json(),
-        Command::Demo(_) => false,
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => false,
     };
-    let code = match cli.command {
+    let code = match command {
         Command::Bake(args) => bake::bake(args),
         Command::Fetch(args) => bake::fetch(args),
         Command::Plan(args) => plan::run(args),
@@ -268,6 +292,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Registry(args) => registry::run(&args),
         Command::Fixture(args) => fixture::run(args),
         Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => Ok(about::completions(&args)),
+        Command::Man(args) => about::man(&args),
     };
     ExitCode::from(code.unwrap_or_else(|failed| {
         output::failed(&failed, json);
@@ -298,5 +324,56 @@ fn exit_code_of_all<'f>(failures: impl Iterator<Item = Option<&'f Failure>>) -> 
         None => 0,
         Some(first) if kinds.all(|kind| kind == first) => first.map_or(0, exit_code),
         Some(_) => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const KINDS: [Kind; 8] = [
+        Kind::NotFound,
+        Kind::Unauthorized,
+        Kind::Busy,
+        Kind::Corrupt,
+        Kind::NoSpace,
+        Kind::InvalidInput,
+        Kind::Unavailable,
+        Kind::Io,
+    ];
+
+    /// The codes of the first column of the table below `header`, and the second column.
+    fn table(text: &'static str, header: &str) -> Vec<(Vec<u8>, &'static str)> {
+        let rows = text.split(header).nth(1).expect("a table").lines().skip(2);
+        let rows = rows.take_while(|row| row.starts_with('|')).map(|row| {
+            let mut cells = row.split('|').skip(1).map(str::trim);
+            let codes = cells.next().expect("a cell").split(", ").map(|code| code.parse().expect("a code")).collect();
+            (codes, cells.next().expect("two cells").trim_matches('`'))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_are_documented() {
+        let variants = include_str!("../kind.rs").split("pub enum Kind {").nth(1).expect("it").split('}').next();
+        let variants = variants.expect("its end").lines().filter(|line| line.ends_with(',')).count();
+        assert_eq!(variants, KINDS.len());
+
+        let documented = table(include_str!("../../docs/exit-codes.md"), "| code | kind |");
+        let kinds: BTreeSet<(u8, String)> = documented
+            .iter()
+            .filter(|(_, kind)| !kind.is_empty())
+            .map(|(codes, kind)| (codes[0], format!("\"{kind}\"")))
+            .collect();
+        let real = KINDS.map(|kind| (exit_code(kind), serde_json::to_string(&kind).expect("a word")));
+        assert_eq!(kinds, real.into_iter().collect());
+
+        let codes =
+            |rows: &[(Vec<u8>, &str)]| rows.iter().flat_map(|(codes, _)| codes.clone()).collect::<BTreeSet<_>>();
+        let help = EXIT_CODES.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+        assert_eq!(codes(&documented), help.collect());
+        assert_eq!(codes(&documented), codes(&table(include_str!("../../README.md"), "| exit code | means |")));
     }
 }

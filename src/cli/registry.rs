@@ -171,6 +171,7 @@ impl AccessArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct RegistryArgs {
     #[command(subcommand)]
     command: Command,

@@ -78,7 +78,7 @@ const SMALL: &str = r#"
 [layer.base]
 files = [{ path = "bin" }, { path = "bin/hello", program = "hello" }, { path = "data", random = 20000 }]
 [layer.top]
-files = [{ path = "etc" }, { path = "etc/motd", words = 5000 }]
+files = [{ path = "etc" }, { path = "etc/motd", words = 5000 }, { path = "etc/issue", text = "BREAK" }]
 [[image]]
 name = "app:1"
 platforms = ["linux/amd64", "linux/arm64"]
@@ -126,11 +126,12 @@ fn broken_images_are_refused() {
     let work = tempfile::tempdir().unwrap();
     let dir = work.path();
     let containerd = Containerd::start("2.1.9", &dir.join("state"), &dir.join("work"));
-    let content = Content::build(&Spec::parse(SMALL).unwrap()).unwrap();
     let mut taken = BTreeMap::new();
     let mut ends = BTreeMap::new();
     for (how, ..) in Break::ALL.map(|(how, name, _)| (how, name)) {
-        let mut content = content.clone();
+        // Of one's own, so that containerd has nothing of it from the one before.
+        let spec = SMALL.replace("BREAK", &how.to_string());
+        let mut content = Content::build(&Spec::parse(&spec).unwrap()).unwrap();
         content.breaks(&Broken { how, image: Some("app:1".to_owned()) }).unwrap();
         let registry = testing::Registry::start(content, Options::default()).unwrap();
         let (broken, good) = (registry.reference("app:1"), registry.reference("good:1"));

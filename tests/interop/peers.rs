@@ -11,8 +11,7 @@ use ::prebake::fixture::Content;
 use crate::cri;
 use crate::layout;
 
-/// The releases the tests run.
-pub const RELEASES: [&str; 3] = ["1.6.20", "1.7.24", "2.1.9"];
+pub use ::prebake::care::TESTED_RELEASES as RELEASES;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The folder `tests/setup` filled; `PREBAKE_PEERS` names another one.

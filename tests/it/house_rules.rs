@@ -107,7 +107,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Where each third party may be named.
-const FENCES: [(&str, &[&str]); 28] = [
+const FENCES: [(&str, &[&str]); 30] = [
     ("similar", &["cli"]),
     ("oci_client", &["registry"]),
     ("reqwest", &["registry"]),
@@ -119,6 +119,8 @@ const FENCES: [(&str, &[&str]); 28] = [
     ("crc32fast", &["layer"]),
     ("zstd", &["layer"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("indicatif", &["cli"]),
     ("hyper", &["fixture", "serve", "testing"]),
     ("hyper_util", &["fixture", "serve"]),
@@ -139,11 +141,13 @@ const FENCES: [(&str, &[&str]); 28] = [
 ];
 
 /// Direct dependencies; a new one is a decision.
-const DEPENDENCIES: [&str; 37] = [
+const DEPENDENCIES: [&str; 39] = [
     "base64",
     "bytes",
     "chrono",
     "clap",
+    "clap_complete",
+    "clap_mangen",
     "crc32fast",
     "flate2",
     "futures-util",

@@ -39,5 +39,6 @@ mod scale;
 mod serve;
 mod soak;
 mod spec;
+mod start;
 mod transfer;
 mod traps;
