@@ -246,6 +246,7 @@ impl From<&fixture::SpecError> for Kind {
     }
 }
 
+#[cfg(feature = "cli")]
 impl From<&fixture::ShrinkError> for Kind {
     fn from(error: &fixture::ShrinkError) -> Self {
         use fixture::ShrinkError;

@@ -176,6 +176,9 @@ impl Pusher {
     /// Puts a document, if it is not there. Whether it was not.
     async fn put(&self, job: &Job<'_>, target: &str, doc: &Doc, acknowledged: &mut Vec<Digest>) -> Result<bool> {
         let Descriptor { media_type, digest, .. } = &doc.descriptor;
+        // Images that share it wait: registries are known to spoil a document that is put twice at once.
+        let known = self.known(job, digest);
+        let _turn = known.lock().await;
         if self.client.has_document(job.to, target, digest).await? {
             return Ok(false);
         }
@@ -185,10 +188,15 @@ impl Pusher {
         Ok(true)
     }
 
+    /// Which repositories have something; whoever brings it locks this.
+    fn known(&self, job: &Job<'_>, digest: &Digest) -> Repositories {
+        let key = (job.to.registry().to_owned(), digest.clone());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+
     /// Sees to it that the repository has a blob.
     async fn ensure(&self, job: &Job<'_>, blob: &Descriptor) -> Result<(Way, u64)> {
-        let key = (job.to.registry().to_owned(), blob.digest.clone());
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        let known = self.known(job, &blob.digest);
         let mut known = known.lock().await;
         let own = job.to.repository();
         let is_there =

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use prebake::oci::Reference;
 use prebake::registry::{
-    DEFAULT_PER_HOST, DEFAULT_STALL_TIMEOUT, DEFAULT_TRIES, Host, HostsDirs, Keychain, Manners, Options, Plugins,
+    DEFAULT_PER_HOST, DEFAULT_STALL_TIMEOUT, DEFAULT_TRIES, HOSTS_DIR, Host, HostsDirs, Keychain, Manners, Options,
+    Plugins,
 };
 use prebake::root::{CONTAINERD_ROOT, Root};
 use prebake::spec::{Registries, parse_size};
@@ -23,9 +24,6 @@ Examples:
   prebake registry explain docker.io/library/nginx:1.27
   prebake registry explain --root ./chroot registry.example:5000/team/app
   prebake registry explain --hosts-dir ./certs.d --json docker.io/library/nginx";
-
-/// Where containerd 2.1 and later look by default.
-const HOSTS_DIR: &str = "/etc/containerd/certs.d";
 
 /// Who we are to registries, and who they are.
 #[derive(Args, Clone)]

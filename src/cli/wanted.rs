@@ -237,7 +237,7 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
     let mut open: HashMap<Place, Arc<Local>> = HashMap::new();
     let (mut all, mut failure): (Vec<Chosen>, Option<Failed>) = (Vec::new(), None);
     for image in images {
-        let one = of_image(&image, &mut |place| {
+        let one = source::chosen(&image.named, &mut |place| {
             if let Some(local) = open.get(place) {
                 return Ok(local.clone());
             }
@@ -246,7 +246,13 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
             Ok(local)
         });
         match (one, &mut failure) {
-            (Ok(chosen), _) => all.extend(chosen),
+            (Ok(chosen), _) => {
+                all.extend(chosen.into_iter().map(|(reference, from)| Chosen {
+                    reference,
+                    from,
+                    image: image.clone(),
+                }));
+            }
             (Err(error), None) => failure = Some(Failed::new(error)),
             (Err(error), Some(failure)) => {
                 failure.message = format!("{}\n{}", failure.message, Failed::new(error).message);
@@ -254,33 +260,6 @@ pub(super) fn expand(images: Vec<Image>) -> Result<Vec<Chosen>, Failed> {
         }
     }
     failure.map_or(Ok(all), Err)
-}
-
-fn of_image(
-    image: &Image,
-    open: &mut dyn FnMut(&Place) -> Result<Arc<Local>, source::Error>,
-) -> Result<Vec<Chosen>, source::Error> {
-    let one = |reference: Reference, from| Chosen { reference, from, image: image.clone() };
-    match &image.named {
-        Named::Registry(reference) => Ok(vec![one(reference.clone(), None)]),
-        Named::As(reference, place) => {
-            let local = open(place)?;
-            let held = local.image()?;
-            Ok(vec![one(reference.clone(), Some((local, held)))])
-        }
-        Named::Place(place) => {
-            let local = open(place)?;
-            let mut all = Vec::new();
-            for held in local.chosen()? {
-                let reference = held.reference().ok_or_else(|| source::Error::Nameless {
-                    place: local.place().to_owned(),
-                    tag: held.name.clone().unwrap_or_else(|| held.target.digest.to_string()),
-                })?;
-                all.push(one(reference, Some((local.clone(), held))));
-            }
-            Ok(all)
-        }
-    }
 }
 
 /// The images of a file with this text, and what else it says; its paths are as they are from here.

@@ -40,6 +40,9 @@ pub const DEFAULT_PER_HOST: u8 = 10;
 /// A host that asks for more patience than this is not waited for.
 const LONGEST_PATIENCE: Duration = Duration::from_mins(15);
 
+/// Where `hosts.toml` files are looked for, in a root and on this machine: containerd's usual `config_path`.
+pub const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
 /// How to talk to registries.
 #[derive(Clone, Default)]
 pub struct Options {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 pub use archive::{part_path, parts};
 pub use local::{Held, IMAGE_NAME, Local, REF_NAME};
-pub use sources::{Blob, Sources};
+pub use sources::{Blob, Chosen, Sources, chosen};
 
 use crate::layer::TarError;
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::{Error, Held, Local, Result};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 use crate::registry::{self, Client, Notify, RawDocument, Room};
+use crate::spec::{Named, Place};
 
 /// Bytes of a blob that are read from a place at a time.
 const CHUNK: usize = 1 << 20;
@@ -152,6 +153,36 @@ impl Sources {
         }
     }
 }
+
+/// The images that a person names, and the places they are in; without one, its registry has it. `open` opens places.
+///
+/// # Errors
+/// [`Error`]; also where a place does not say what its image is called.
+pub fn chosen(named: &Named, open: &mut dyn FnMut(&Place) -> Result<Arc<Local>>) -> Result<Vec<Chosen>> {
+    match named {
+        Named::Registry(reference) => Ok(vec![(reference.clone(), None)]),
+        Named::As(reference, place) => {
+            let local = open(place)?;
+            let held = local.image()?;
+            Ok(vec![(reference.clone(), Some((local, held)))])
+        }
+        Named::Place(place) => {
+            let local = open(place)?;
+            let mut all = Vec::new();
+            for held in local.chosen()? {
+                let reference = held.reference().ok_or_else(|| Error::Nameless {
+                    place: local.place().to_owned(),
+                    tag: held.name.clone().unwrap_or_else(|| held.target.digest.to_string()),
+                })?;
+                all.push((reference, Some((local.clone(), held))));
+            }
+            Ok(all)
+        }
+    }
+}
+
+/// An image's name, and the place it is in with what it is there.
+pub type Chosen = (Reference, Option<(Arc<Local>, Held)>);
 
 /// A blob on its way.
 pub enum Blob {

@@ -25,8 +25,10 @@ use crate::support::content::build;
 const IMAGES: &str = include_str!("../../fixtures/docs.toml");
 
 /// Pages, and why a block of theirs is not run.
-const NOT_RUN: &[(&str, &str)] =
-    &[("README.md", "needs a containerd that runs on this machine, as tests/interop/live.rs starts one")];
+const NOT_RUN: &[(&str, &str)] = &[
+    ("README.md", "needs a containerd that runs on this machine, as tests/interop/live.rs starts one"),
+    ("docs/ci.md", "starts a virtual machine; tests/interop/snippets.rs validates the template and runs its script"),
+];
 
 macro_rules! pages {
     ($($name:ident: $page:literal,)*) => {
@@ -39,6 +41,7 @@ pages! {
     air_gap: "docs/air-gap.md",
     bake_toml: "docs/bake-toml.md",
     bundles: "docs/bundles.md",
+    ci: "docs/ci.md",
     ci_fixtures: "docs/ci-fixtures.md",
     events: "docs/events.md",
     mirror: "docs/mirror.md",

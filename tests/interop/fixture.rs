@@ -108,12 +108,12 @@ const BREAKS: [(Break, i32, bool); 26] = [
     (Break::MissingDiffid, 6, false),
     (Break::BadConfig, 6, false),
     (Break::BadManifest, 6, false),
-    (Break::WrongPlatform, 6, false),
+    (Break::WrongPlatform, 6, true),
     (Break::UnknownLayerType, 6, false),
     (Break::CyclicIndex, 6, false),
-    (Break::DeepIndex, 6, false),
+    (Break::DeepIndex, 6, true),
     (Break::WideIndex, 6, false),
-    (Break::HugeManifest, 6, false),
+    (Break::HugeManifest, 6, true),
     (Break::Traversal, 0, true),
     (Break::SymlinkEscape, 0, true),
     (Break::HardlinkEscape, 6, false),
@@ -157,6 +157,13 @@ fn broken_images_are_refused() {
     }
     let expected: BTreeMap<Break, i32> = BREAKS.iter().map(|(how, code, _)| (*how, *code)).collect();
     assert_eq!(ends, expected);
+    // The documentation says the same.
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ci-fixtures.md")).unwrap();
+    for (how, name, what) in Break::ALL {
+        let (code, takes) = (ends[&how], if taken[&how] { "takes it" } else { "refuses it" });
+        let line = format!("| `{name}` | {what} | {code} | {takes} |");
+        assert!(page.contains(&line), "docs/ci-fixtures.md lacks {line}");
+    }
     let expected: BTreeMap<Break, bool> = BREAKS.iter().map(|(how, _, taken)| (*how, *taken)).collect();
     assert_eq!(taken, expected);
 }

@@ -157,7 +157,7 @@ fn signed_by_the_key_for_tests() {
 /// Everything a reader sees of an answer.
 fn ask(registry: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(registry).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {registry}\r\nconnection: close\r\n{headers}\r\n").unwrap();
     let mut answer = Vec::new();
     // A connection that is cut ends with an error, behind what came.

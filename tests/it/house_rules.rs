@@ -102,7 +102,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         // The command line uses the library from outside.
         ("cli", &[]),
         ("main", &["cli"]),
-        ("lib", &[]),
+        ("api", &["bake", "care", "kind", "metadata", "oci", "registry", "root", "source", "spec"]),
+        ("lib", &["api", "care", "kind"]),
     ])
 }
 
