@@ -112,7 +112,7 @@ pub(super) fn errors(findings: &[Finding]) -> usize {
 }
 
 /// A finding in one line.
-pub(super) fn line(Finding { severity, object, problem, consequence, remedy }: &Finding) -> String {
+pub(super) fn line(Finding { severity, object, problem, consequence, remedy, .. }: &Finding) -> String {
     let severity = match severity {
         Severity::Error => "",
         Severity::Warning => "warning: ",

@@ -31,7 +31,7 @@ fn between<'h>(html: &'h str, start: &str, end: &str) -> Vec<&'h str> {
 fn listing(doc: &Path) -> String {
     let mut out = String::new();
     let all = fs::read_to_string(doc.join("all.html")).unwrap();
-    for href in between(&all, "<li><a href=\"", "\"") {
+    for href in between(&all, "<li><a href=\"", "\"").into_iter().filter(|href| href.ends_with(".html")) {
         let page = fs::read_to_string(doc.join(href)).unwrap();
         let item = href.trim_end_matches(".html").replace('/', "::");
         out.push_str(&format!("{item}\n"));

@@ -34,6 +34,7 @@ pub struct Check {
 
 /// What a check looked at, and what it found.
 #[derive(Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct CheckReport {
     /// Blobs there are; hashed, unless the check was quick.
     pub blobs: u64,
