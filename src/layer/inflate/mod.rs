@@ -4,6 +4,10 @@
 //! What is accepted is what Go's `compress/gzip` and `compress/flate` accept, to the byte.
 
 #![allow(clippy::cast_possible_truncation, reason = "bits are picked out of words all over")]
+#![allow(
+    clippy::inline_always,
+    reason = "what is called for each symbol must not be a call, however small the binary is built"
+)]
 
 mod bits;
 mod buffers;

@@ -24,7 +24,7 @@ struct BitBuffer<'a> {
 }
 
 impl<'a> BitBuffer<'a> {
-    #[inline]
+    #[inline(always)]
     fn new(input: &'a [u8], position: usize) -> Self {
         let mut buffer = Self { input, position: position / 8, bits: 0, count: 0 };
         buffer.refill();
@@ -33,7 +33,7 @@ impl<'a> BitBuffer<'a> {
     }
 
     /// Makes it 56 bits or more.
-    #[inline]
+    #[inline(always)]
     fn refill(&mut self) {
         let word: [u8; 8] = match self.input[self.position..].first_chunk() {
             Some(word) => *word,
@@ -45,14 +45,14 @@ impl<'a> BitBuffer<'a> {
     }
 
     /// Drops as many bits as the lowest byte of `entry` says.
-    #[inline]
+    #[inline(always)]
     fn drop_bits(&mut self, entry: u32) {
         self.bits >>= entry & 63;
         self.count = self.count.wrapping_sub(entry);
     }
 
     /// Bits consumed since the input's beginning.
-    #[inline]
+    #[inline(always)]
     fn consumed(&self) -> usize {
         self.position * 8 - (self.count & 63) as usize
     }
@@ -90,7 +90,7 @@ pub(super) fn decode(
 }
 
 /// The loop of [`decode`]; stops where the bit buffer would read from `limit` on.
-#[inline]
+#[inline(always)]
 fn rounds(
     tables: &Tables,
     bits: &mut BitBuffer<'_>,
@@ -178,41 +178,41 @@ fn rounds(
 }
 
 /// The entry of the next literal or length.
-#[inline]
+#[inline(always)]
 fn first(litlen: &[u32; LITLEN_SIZE], bits: u64) -> u32 {
     litlen[bits as usize & ((1 << LITLEN_ROOT) - 1)]
 }
 
 /// Where in the table the subtable's entry for the next bits is.
-#[inline]
+#[inline(always)]
 fn second(entry: u32, bits: u64) -> usize {
     let index_bits = entry >> 8 & 15;
     (entry >> 16) as usize + (bits as usize & ((1 << index_bits) - 1))
 }
 
 /// The literal of an entry.
-#[inline]
+#[inline(always)]
 fn literal(entry: u32) -> u8 {
     (entry >> 16) as u8
 }
 
 /// The length or distance of an entry with its extra bits, which follow its code in `bits`.
-#[inline]
+#[inline(always)]
 fn value(entry: u32, bits: u64) -> usize {
     let extra = (bits & ((1 << (entry & 63)) - 1)) >> (entry >> 8 & 15);
     (entry >> 16) as usize + extra as usize
 }
 
 /// Repeats `length` bytes from `distance` back at `output[at]`; may write up to two chunks beyond them.
-#[inline]
+#[inline(always)]
 fn copy_match(output: &mut [u8], at: usize, distance: usize, length: usize) {
     let end = at + length;
     let mut from = at - distance;
     let mut to = at;
     if distance >= CHUNK {
         loop {
-            output.copy_within(from..from + CHUNK, to);
-            output.copy_within(from + CHUNK..from + 2 * CHUNK, to + CHUNK);
+            copy_chunk(output, from, to);
+            copy_chunk(output, from + CHUNK, to + CHUNK);
             from += 2 * CHUNK;
             to += 2 * CHUNK;
             if to >= end {
@@ -231,13 +231,21 @@ fn copy_match(output: &mut [u8], at: usize, distance: usize, length: usize) {
     // Each copy makes the repeated part twice as long, until it is a chunk.
     let mut period = distance;
     while period < CHUNK {
-        output.copy_within(from..from + CHUNK, from + period);
+        copy_chunk(output, from, from + period);
         period *= 2;
     }
     to = from + period;
     while to < end {
-        output.copy_within(from..from + CHUNK, to);
+        copy_chunk(output, from, to);
         from += CHUNK;
         to += CHUNK;
     }
+}
+
+/// A load and a store; `copy_within` is a call of memmove in a binary that is built small.
+#[inline(always)]
+fn copy_chunk(output: &mut [u8], from: usize, to: usize) {
+    let mut chunk = [0; CHUNK];
+    chunk.copy_from_slice(&output[from..from + CHUNK]);
+    output[to..to + CHUNK].copy_from_slice(&chunk);
 }
