@@ -24,34 +24,34 @@ fn plain(html: &str) -> String {
 
 /// What stands between two texts, each time.
 fn between<'h>(html: &'h str, start: &str, end: &str) -> Vec<&'h str> {
-    html.split(start).skip(1).filter_map(|rest| rest.split(end).next()).collect()
+    html.split(start).skip(1).filter_map(|rest| Some(rest.split_once(end)?.0)).collect()
 }
 
 /// Every item with its declaration, its methods and the traits it has, as rustdoc shows them.
 fn listing(doc: &Path) -> String {
     let mut out = String::new();
     let all = fs::read_to_string(doc.join("all.html")).unwrap();
-    for href in between(&all, "<li><a href=\"", "\"").into_iter().filter(|href| href.ends_with(".html")) {
-        let page = fs::read_to_string(doc.join(href)).unwrap();
-        let item = href.trim_end_matches(".html").replace('/', "::");
-        out.push_str(&format!("{item}\n"));
+    for href in between(&all, "<li><a href=\"", ".html\"") {
+        let page = fs::read_to_string(doc.join(format!("{href}.html"))).unwrap();
+        let mut lines = vec![href.replace('/', "::")];
         for declaration in between(&page, "<pre class=\"rust item-decl\"><code>", "</code></pre>") {
-            out.push_str(&format!("    {}\n", plain(declaration)));
+            lines.push(plain(declaration));
         }
         // What the compiler finds by itself (Send, Unpin) and what every type has is left out.
         let page = page.split("id=\"synthetic-implementations\"").next().unwrap();
         for method in between(page, "<h4 class=\"code-header\">", "</h4>") {
             let method = plain(method);
             if method.starts_with("pub ") {
-                out.push_str(&format!("    {method}\n"));
+                lines.push(method);
             }
         }
         for implemented in between(page, "<h3 class=\"code-header\">", "</h3>") {
             let implemented = plain(implemented);
             if implemented.contains(" for ") {
-                out.push_str(&format!("    {implemented}\n"));
+                lines.push(implemented);
             }
         }
+        out += &(lines.join("\n    ") + "\n");
     }
     out
 }
