@@ -47,7 +47,10 @@ fn many() -> Content {
 fn large_spec() -> String {
     let layers = ["base", "one", "two", "three"].map(|name| {
         let files = (0..4).map(|n| format!("{{ path = \"{name}-{n}\", random = 2000000 }}"));
-        format!("[layer.{name}]\nfiles = [{}]\n", files.collect::<Vec<_>>().join(", "))
+        // Two of them are as large as each other, which compressors do not promise.
+        let compression = if name == "one" || name == "two" { "none" } else { "gzip" };
+        let files = files.collect::<Vec<_>>().join(", ");
+        format!("[layer.{name}]\ncompression = \"{compression}\"\nfiles = [{files}]\n")
     });
     let images = ["one", "two", "three"].map(|name| {
         format!("[[image]]\nname = \"{name}:1\"\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\nlayers = [\"base\", \"{name}\"]\n")
