@@ -48,7 +48,7 @@
 //! Depend on it with `default-features = false`. The feature `cli`, on by default, is for the `prebake` command: it opens the rooms
 //! that the command is built from, which may change with any release, and brings what a command line needs. `live` is the way
 //! through a running containerd's socket, which only the command has.
-// Without the command, there is much in the rooms that nobody calls.
+// Without the command, there is much in the rooms that nobody calls; with it, all lints hold.
 #![cfg_attr(not(feature = "cli"), allow(unused, unreachable_pub, clippy::pedantic))]
 
 mod api;
@@ -142,7 +142,6 @@ pub mod trust;
 mod trust;
 
 /// Chooses ring as the process's TLS provider. To be called once, before the first client of registries.
-#[cfg_attr(not(feature = "cli"), allow(unused))]
 #[doc(hidden)]
 pub fn install_tls() {
     // An error says that a provider was chosen before, which serves as well.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
-use crate::bake::{DEFAULT_CONCURRENCY, Event, Listener, Policies, Request, Wanted, run};
-use crate::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
+use crate::bake::{Event, Listener, Policies, Request, Wanted, run};
+use crate::metadata::K8S_NAMESPACE;
 use crate::oci::Platform;
 use crate::registry::{HOSTS_DIR, HostsDirs, Keychain, Options};
 use crate::root::{CONTAINERD_ROOT, Root};
@@ -195,22 +195,13 @@ impl Bake {
         }
         let registry = self.options(&root)?;
         Ok(Request {
-            root,
-            images,
-            concurrency: DEFAULT_CONCURRENCY.into(),
             registry,
-            bootstrap: true,
-            referrers: None,
-            trusted: Vec::new(),
             policies: Policies {
                 default: if self.unpack { Policy::Unpack } else { Policy::Fetch },
                 ..Policies::default()
             },
-            detailed: false,
-            fail_fast: false,
-            retry_failed: false,
             epoch: self.epoch,
-            lock_timeout: DEFAULT_LOCK_TIMEOUT,
+            ..Request::new(root, images)
         })
     }
 }

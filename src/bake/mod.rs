@@ -55,7 +55,7 @@ use crate::bootstrap::offline;
 use crate::catalog::{self, Catalog};
 use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
-use crate::metadata::{self, MetaDb, Wait};
+use crate::metadata::{self, DEFAULT_LOCK_TIMEOUT, MetaDb, Wait};
 use crate::oci::{Digest, DocumentError, MAX_DOCUMENT, Platform, Reference};
 use crate::root::{Root, RootError};
 use crate::snapshot::Stored;
@@ -251,6 +251,27 @@ pub struct Request {
     pub epoch: Option<u32>,
     /// How long to wait for another prebake on the root.
     pub lock_timeout: Duration,
+}
+
+impl Request {
+    /// Images that containerd is to know of, and nothing besides: fetched only, by nobody's rules, with no one's signature asked for.
+    pub fn new(root: Root, images: Vec<Wanted>) -> Self {
+        Self {
+            root,
+            images,
+            concurrency: DEFAULT_CONCURRENCY.into(),
+            registry: registry::Options::default(),
+            bootstrap: true,
+            referrers: None,
+            trusted: Vec::new(),
+            policies: Policies::default(),
+            detailed: false,
+            fail_fast: false,
+            retry_failed: false,
+            epoch: None,
+            lock_timeout: DEFAULT_LOCK_TIMEOUT,
+        }
+    }
 }
 
 /// An image that is to be baked.

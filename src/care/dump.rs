@@ -38,7 +38,6 @@ pub fn dump(root: &Root, wait: &Wait<'_>) -> Result<String> {
         }
         Ok(rows)
     })?;
-    drop(meta);
     let mut images: Vec<(String, Descriptor)> = rows.into_iter().flatten().map(|row| (row.name, row.target)).collect();
     // Names that are digests say nothing.
     images.sort_by_key(|(name, _)| (name.contains("sha256:"), name.clone()));

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, Policies, Request, Wanted};
+use prebake::bake::{Policies, Request, Wanted};
 use prebake::fixture::{Content, DEMO, Server, Spec};
 use prebake::kind::Kind;
 use prebake::metadata::{DEFAULT_LOCK_TIMEOUT, K8S_NAMESPACE};
 use prebake::oci::{Platform, Reference};
-use prebake::registry::Options;
 use prebake::root::CONTAINERD_ROOT;
 use prebake::spec::Policy;
 
@@ -61,20 +60,10 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
     };
     // As root, and where the file system can do it.
     let unpacks = prebake::snapshot::check(&root.root()).is_ok();
+    let images = references.into_iter().map(|reference| Wanted::new(reference, K8S_NAMESPACE, platform())).collect();
     let request = Request {
-        root: root.root(),
-        lock_timeout: root.lock_timeout(),
-        images: references.into_iter().map(|reference| Wanted::new(reference, K8S_NAMESPACE, platform())).collect(),
-        concurrency: DEFAULT_CONCURRENCY.into(),
-        registry: Options::default(),
-        referrers: None,
-        trusted: Vec::new(),
-        bootstrap: true,
-        detailed: false,
-        fail_fast: false,
-        retry_failed: false,
-        epoch: None,
         policies: Policies { default: if unpacks { Policy::Unpack } else { Policy::Fetch }, ..Policies::default() },
+        ..Request::new(root.root(), images)
     };
     let (report, signal) = bake::go(request, progress::listener(output))?;
     bake::summarise(&report, output);
