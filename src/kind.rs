@@ -5,8 +5,8 @@ use std::io;
 use serde::Serialize;
 
 use crate::{
-    bake, bolt, bootstrap, bundle, care, catalog, content, fixture, layer, metadata, registry, root, serve, snapshot,
-    source, spec,
+    bake, bolt, bootstrap, bundle, cache, care, catalog, content, fixture, layer, metadata, registry, root, serve,
+    snapshot, source, spec,
 };
 
 /// What kind of thing went wrong; the command line gives each its exit code.
@@ -101,7 +101,20 @@ impl From<&registry::Error> for Kind {
             | Error::Upload { .. }
             | Error::Read { .. }
             | Error::Token { .. } => Self::Unavailable,
+            Error::Cache(error) => error.into(),
             Error::Setup(_) => Self::Io,
+        }
+    }
+}
+
+impl From<&cache::Error> for Kind {
+    fn from(error: &cache::Error) -> Self {
+        use cache::{Error, Why};
+        match error {
+            Error::Store { why: Why::Full, .. } => Self::NoSpace,
+            Error::Store { why: Why::Refused, .. } => Self::Unauthorized,
+            Error::Version { .. } | Error::Without => Self::InvalidInput,
+            Error::Store { .. } | Error::Silent { .. } | Error::Off { .. } => Self::Unavailable,
         }
     }
 }

@@ -77,6 +77,10 @@ pub mod bundle;
 #[cfg(not(feature = "cli"))]
 mod bundle;
 #[cfg(feature = "cli")]
+pub mod cache;
+#[cfg(not(feature = "cli"))]
+mod cache;
+#[cfg(feature = "cli")]
 pub mod care;
 #[cfg(not(feature = "cli"))]
 mod care;

@@ -1,6 +1,7 @@
 //! Blobs and documents of many images, each once, into the content store.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -142,7 +143,8 @@ impl Blobs {
     }
 
     pub(super) fn totals(&self) -> Totals {
-        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+        let cache = self.sources.cache().map(|cache| cache.usage());
+        Totals { cache, ..*self.totals.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Waits for everything that is still being written; then the blobs that are new in place, with their times.
@@ -157,6 +159,7 @@ impl Blobs {
                 in_place.push(digest);
             }
         }
+        self.sources.settle().await?;
         self.new_of(in_place.iter(), times)
     }
 
@@ -335,10 +338,16 @@ impl Blobs {
             self.done(descriptor, guard, false);
             return Ok(());
         }
-        let _permit = self.permits.acquire().await.map_err(|_| Error::Task)?;
+        let mut permit = self.permit().await?;
         if found == OnDisk::File && self.is_whole(descriptor).await? {
             self.done(descriptor, guard, false);
             return Ok(());
+        }
+        // While another baker brings it to the cache, this one is at something else.
+        while let Some(waiting) = self.sources.waits_for(reference, &descriptor.digest).await? {
+            drop(permit);
+            waiting.over().await;
+            permit = self.permit().await?;
         }
         self.bring(reference, descriptor, guard).await
     }
@@ -391,7 +400,7 @@ impl Blobs {
         if !is_passing(&error) || tries >= TRIES || self.sources.is_local(reference) {
             return Err(error);
         }
-        self.sources.gives_no_parts(reference);
+        self.sources.gave_wrong(reference, progress.digest);
         progress.retried(&chain(&error));
         Ok(())
     }
@@ -413,7 +422,9 @@ impl Blobs {
             match blobs.store.ingest(&blobs.namespace, ref_kind(&blob.media_type), &blob)? {
                 Started::Whole(whole) => whole.commit().map(|()| false),
                 Started::New(mut ingest) => {
-                    let _ = ready.send(Begin { from: ingest.written(), tag: ingest.entity_tag(), tell: Some(tell) });
+                    let here = if ingest.written() > 0 { Some(ingest.file()?) } else { None };
+                    let _ =
+                        ready.send(Begin { from: ingest.written(), tag: ingest.entity_tag(), tell: Some(tell), here });
                     let (growing, writer) = Growing::new(ingest.file()?, ingest.written());
                     // What an earlier run left is looked at by nobody before its digest is.
                     if ingest.written() == 0 {
@@ -462,9 +473,12 @@ impl Blobs {
         chunks: mpsc::Sender<Bytes>,
         progress: &Progress<'_>,
     ) -> Result<(), source::Error> {
-        let Begin { from, tag, mut tell } = begin;
+        let Begin { from, tag, mut tell, here } = begin;
         progress.add(from);
         let mut body = self.sources.blob(reference, descriptor, from, tag);
+        if let Some(here) = here {
+            body.begins_in(here);
+        }
         let mut host = None;
         while let Some(chunk) = body.chunk().await? {
             let bytes = chunk.len() as u64;
@@ -668,6 +682,8 @@ struct Begin {
     tag: Option<String>,
     /// Takes that of what comes.
     tell: Option<oneshot::Sender<String>>,
+    /// What is there.
+    here: Option<File>,
 }
 
 /// Whether asking once more may help: what came was not what was promised.

@@ -52,7 +52,7 @@ impl Read for Piped {
 /// Bytes of a transfer that came and do not count until it is done; dropped before that, they are reported as lost.
 pub(super) struct Progress<'a> {
     listener: &'a dyn Listener,
-    digest: &'a Digest,
+    pub(super) digest: &'a Digest,
     came: AtomicU64,
 }
 

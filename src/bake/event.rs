@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Kind;
+use crate::cache::Trouble;
 use crate::kind::chain;
 use crate::oci::{Digest, Platform};
 use crate::registry::{Notice, Notify};
@@ -114,6 +115,13 @@ pub enum Event<'a> {
         /// The same in words.
         words: &'a str,
     },
+    /// The shared cache does not do all that it should.
+    Cache {
+        /// `off`, `wrong`, `read-only` or `unconditional`.
+        trouble: &'a str,
+        /// What happened.
+        words: &'a str,
+    },
     /// A blob will not come, or not for this image.
     BlobFailed {
         /// The blob.
@@ -191,7 +199,7 @@ pub trait Listener: Send + Sync {
 }
 
 /// Lets a listener hear what the registry client has to say.
-pub(crate) fn notices(listener: Arc<dyn Listener>) -> Notify {
+pub fn notices(listener: Arc<dyn Listener>) -> Notify {
     Arc::new(move |notice| match notice {
         Notice::Again { error, tries, of, wait } => {
             let (reason, wait_seconds) = (&chain(*error), wait.as_secs_f64());
@@ -207,7 +215,22 @@ pub(crate) fn notices(listener: Arc<dyn Listener>) -> Notify {
             window_seconds: quota.window,
             words: &quota.to_string(),
         }),
+        Notice::Cache(trouble) => listener.on(&Event::Cache { trouble: trouble.name(), words: &words(trouble) }),
     })
+}
+
+/// What is wrong with a cache.
+fn words(trouble: &Trouble<'_>) -> String {
+    match trouble {
+        Trouble::Off(error) => format!("going on without the cache: {}", chain(*error)),
+        Trouble::Wrong(digest) => {
+            format!("what the cache has as {digest} is something else; the registry is asked, and it is replaced")
+        }
+        Trouble::ReadOnly => "the cache takes nothing from us; what it has is used".to_owned(),
+        Trouble::Unconditional => {
+            "the cache's store knows no conditional writes: bakers that run at once may each get a blob".to_owned()
+        }
+    }
 }
 
 /// Both hear it.

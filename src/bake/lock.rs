@@ -26,6 +26,7 @@ pub async fn lock(
     let fetcher = Fetcher::that_looks(&request, Store::open(&request.root)?, listener.clone())?;
     let one = async |wanted: Arc<Wanted>| Ok((wanted.reference.to_string(), fetcher.lock(&wanted).await?));
     let found = each(super::wanted(&request)?, fetcher.pace(), &*listener, cancel, &mut false, one).await;
+    fetcher.blobs.sources.settle().await?;
     let mut images: BTreeMap<String, LockedImage> = BTreeMap::new();
     let mut failed = Vec::new();
     for (name, image) in found {

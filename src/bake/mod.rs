@@ -22,6 +22,7 @@ mod resolve;
 mod settle;
 mod survey;
 mod unpack;
+mod warm;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use blobs::{Blobs, Place};
 use each::{Images, each, tell_names};
-pub(crate) use event::notices;
+pub use event::notices;
 pub use event::{EVENTS_VERSION, Event, Listener};
 pub use existing::{UnpackRequest, unpack};
 use fetch::{Fetcher, Resolved};
@@ -49,9 +50,11 @@ pub(crate) use resolve::{candidates, platforms};
 use settle::{Before, add_times, times_of};
 pub use survey::{Survey, Surveyed, survey};
 use unpack::{Stack, Unpacker};
+pub use warm::{Warmed, warm};
 
 use crate::bolt::Lock;
 use crate::bootstrap::offline;
+use crate::cache::Usage;
 use crate::catalog::{self, Catalog};
 use crate::content::{self, Store};
 use crate::kind::{Kind, chain};
@@ -407,6 +410,8 @@ pub struct Totals {
     pub unpacked_layers: u64,
     /// What they take, in bytes on disk.
     pub unpacked_bytes: u64,
+    /// What the shared cache gave and took, where there is one.
+    pub cache: Option<Usage>,
 }
 
 /// Bakes, until done or until `cancel` resolves; finished blobs stay either way. Images fail one by one, in the report.

@@ -330,7 +330,9 @@ pub async fn plan(request: Request, listener: Arc<dyn Listener>, cancel: impl Fu
     } else {
         let unpacks = request.policies.may_unpack(&request.images);
         let resolve = |image| fetcher.resolve(image, unpacks);
-        each(wanted, fetcher.pace(), &*listener, cancel, &mut false, resolve).await
+        let found = each(wanted, fetcher.pace(), &*listener, cancel, &mut false, resolve).await;
+        fetcher.blobs.sources.settle().await?;
+        found
     };
     let present = |namespace: &str, stack: &Stack| {
         stored.as_ref().map_or(Vec::new(), |stored| named.present(stored, namespace, stack))

@@ -53,5 +53,7 @@ pub async fn refetch(
         }
         Some(why)
     };
-    Ok(futures_util::future::join_all(lost.iter().map(one)).await)
+    let failed = futures_util::future::join_all(lost.iter().map(one)).await;
+    blobs.sources.settle().await?;
+    Ok(failed)
 }

@@ -140,6 +140,8 @@ pub(super) async fn copy_all(
         }
     }
     drop(running);
+    // What the cache lacks now, the next run puts there.
+    let _ = client.settle().await;
     Report { images, elapsed: started.elapsed(), cancelled }
 }
 

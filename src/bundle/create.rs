@@ -79,6 +79,7 @@ pub async fn create(create: Create, listener: Arc<dyn Listener>, cancel: impl Fu
             () = cancel => return Err(Error::Stopped),
         };
     }
+    survey.sources().settle().await?;
     Ok(Created { files, contents, carried, left_out })
 }
 

@@ -358,7 +358,7 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
         output::say_json(&json!({"event": "summary", "images": images, "done": done, "failed": failed,
             "fetched_blobs": totals.fetched_blobs, "fetched_bytes": totals.fetched_bytes,
             "present_blobs": totals.present_blobs, "present_bytes": totals.present_bytes,
-            "unpacked_layers": totals.unpacked_layers, "unpacked_bytes": totals.unpacked_bytes,
+            "unpacked_layers": totals.unpacked_layers, "unpacked_bytes": totals.unpacked_bytes, "cache": totals.cache,
             "seconds": seconds, "cancelled": report.cancelled}));
         return;
     }
@@ -371,8 +371,9 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
         0 => String::new(),
         n => format!("; {n} layers unpacked, {}", output::bytes(totals.unpacked_bytes)),
     };
+    let cached = totals.cache.map_or(String::new(), |usage| format!(" ({})", super::cache::in_words(&usage)));
     output::say(format!(
-        "{done} images{failures}; {} blobs, {} fetched, {} already there{unpacked}; {seconds:.1} s",
+        "{done} images{failures}; {} blobs, {} fetched{cached}, {} already there{unpacked}; {seconds:.1} s",
         totals.fetched_blobs + totals.present_blobs,
         output::bytes(totals.fetched_bytes),
         output::bytes(totals.present_bytes),

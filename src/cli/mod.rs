@@ -6,6 +6,7 @@ mod board;
 mod bolt;
 mod bootstrap;
 mod bundle;
+mod cache;
 mod check;
 mod copy;
 mod demo;
@@ -136,6 +137,8 @@ enum Command {
     Bolt(bolt::BoltArgs),
     /// Find out how a registry would be talked to
     Registry(registry::RegistryArgs),
+    /// Look after a cache that many bakers share: fill it, verify it, make room in it
+    Cache(cache::CacheCommand),
     /// Make images, registries and roots for tests, from a spec or from real images; broken ones too
     Fixture(fixture::FixtureArgs),
     /// Bake images from an embedded registry, check them, and show what was made
@@ -259,6 +262,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Export(args) => args.out.json,
         Command::Serve(args) => args.output.json,
         Command::Bolt(args) => args.json(),
+        Command::Cache(args) => args.json(),
         Command::Registry(args) => args.json(),
         Command::Fixture(args) => args.json(),
         Command::Demo(_) | Command::Completions(_) | Command::Man(_) => false,
@@ -289,6 +293,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Serve(args) => serve::run(&args),
         Command::Bolt(args) => bolt::run(&args),
+        Command::Cache(args) => cache::run(args),
         Command::Registry(args) => registry::run(&args),
         Command::Fixture(args) => fixture::run(args),
         Command::Demo(args) => demo::run(&args),

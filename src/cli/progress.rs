@@ -161,6 +161,7 @@ fn trouble(event: &Event<'_>) -> Option<String> {
             format!("{host} answered {status}; nothing is asked of it for {wait_seconds:.1} s")
         }
         Event::Quota { host, words, .. } => format!("{host} says that {words} are left"),
+        Event::Cache { words, .. } => (*words).to_owned(),
         _ => return None,
     })
 }

@@ -10,9 +10,10 @@ use prebake::registry::{
     Plugins,
 };
 use prebake::root::{CONTAINERD_ROOT, Root};
-use prebake::spec::{Registries, parse_size};
+use prebake::spec::{Registries, SharedCache, parse_size};
 use serde_json::json;
 
+use super::cache::CacheArgs;
 use super::wanted::{Asked, NamesArgs};
 use super::{Failed, output};
 
@@ -51,6 +52,8 @@ pub(super) struct AccessArgs {
     /// Plain HTTP to every registry that no hosts.toml is about; loopback registries need no flag
     #[arg(long)]
     plain_http: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// How much is asked of registries, and how often.
@@ -104,7 +107,9 @@ impl AccessArgs {
     /// What to talk to the registries of these images with.
     pub(super) fn options(&self, manners: &MannersArgs, root: &Root, asked: &Asked) -> Result<Options, Failed> {
         let references: Vec<&Reference> = asked.images.iter().map(|image| &image.reference).collect();
-        self.options_for(manners, root, &asked.spec.registries, &references)
+        let mut options = self.options_for(manners, root, &asked.spec.registries, &references)?;
+        options.cache = self.cache.options(&asked.spec.cache)?;
+        Ok(options)
     }
 
     /// As [`Self::options`], for images of these names.
@@ -120,6 +125,7 @@ impl AccessArgs {
             keychain: self.keychain(references)?,
             hosts: self.hosts(root, said.hosts_dir.as_ref())?,
             ca_files: self.ca_file.clone(),
+            cache: self.cache.options(&SharedCache::default())?,
             manners: Manners {
                 tries: manners.tries,
                 stall_timeout: Duration::from_secs(manners.stall_timeout),

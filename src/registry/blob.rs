@@ -25,8 +25,8 @@ const PARTS_FROM: u64 = 4 * PART;
 /// Parts of all blobs together that may be in memory before their turn.
 pub(super) const PARTS: usize = 12;
 
-/// A blob on its way.
-pub struct Blob {
+/// A blob on its way from its registry.
+pub(super) struct Direct {
     wanted: Arc<Wanted>,
     /// The first byte that did not come out yet.
     at: u64,
@@ -101,7 +101,7 @@ impl Drop for Part {
     }
 }
 
-impl Blob {
+impl Direct {
     pub(super) fn new(
         client: Arc<Client>,
         reference: Reference,
@@ -124,7 +124,7 @@ impl Blob {
     ///
     /// # Errors
     /// [`Error`], when asking again is of no use.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
             match self.next().await {
                 Ok(Some(chunk)) => {
@@ -149,17 +149,22 @@ impl Blob {
     }
 
     /// Lets go of the connection, which others may need; the next call asks for what is missing.
-    pub fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.source = Source::Nobody;
     }
 
+    /// Passes over bytes that came another way.
+    pub(super) fn skip_to(&mut self, at: u64) {
+        (self.at, self.tag, self.source) = (at, None, Source::Nobody);
+    }
+
     /// Host and port of who was asked last with success.
-    pub fn host(&self) -> Option<&str> {
+    pub(super) fn host(&self) -> Option<&str> {
         self.host.as_ref().map(|host| host.authority())
     }
 
     /// The entity tag of what comes, for a run that goes on with it.
-    pub fn entity_tag(&self) -> Option<&str> {
+    pub(super) fn entity_tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 

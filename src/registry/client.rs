@@ -9,12 +9,14 @@ use reqwest::{Method, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{Auth, Place, Rights};
-use super::blob::{Blob, Origin, PARTS};
+use super::blob::{Direct, Origin, PARTS};
 use super::hosts::{Capabilities, Host, HostsDirs};
 use super::patience::Patience;
 use super::send::{Answer, Ask, Sender};
+use super::through::Blob;
 use super::tls::Trust;
-use super::{Error, Notify, Options, Result, lock};
+use super::{Error, Notice, Notify, Options, Result, lock};
+use crate::cache::{Cache, Trouble};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 
 /// A registry's own word for what it sends (distribution specification).
@@ -28,7 +30,7 @@ const ROOM: u32 = 16 << 10;
 
 /// A client for any number of registries.
 pub struct Client {
-    pub(super) sender: Sender,
+    pub(super) sender: Arc<Sender>,
     pub(super) auth: Auth,
     plain_http: bool,
     dirs: HostsDirs,
@@ -38,6 +40,7 @@ pub struct Client {
     parts: Arc<Semaphore>,
     /// Registries that are asked for no parts.
     partless: Mutex<HashSet<String>>,
+    pub(super) cache: Option<Arc<Cache>>,
 }
 
 /// An index, manifest or config as received. While one lives, it takes room that others wait for.
@@ -64,8 +67,14 @@ impl Client {
     /// # Errors
     /// [`Error::Tls`].
     pub fn new(options: Options, notify: Notify) -> Result<Self> {
+        let sender = Arc::new(Sender::new(Trust::new(&options.ca_files)?, options.manners, notify.clone()));
+        let to_stores = sender.clone();
+        let client_for = Arc::new(move |url: &Url, may_be_plain| to_stores.http_for_store(url, may_be_plain));
+        let tell = Arc::new(move |trouble: &Trouble<'_>| notify(&Notice::Cache(trouble)));
+        let cache = options.cache.map(|options| Cache::open(options, client_for, tell)).transpose()?.flatten();
         Ok(Self {
-            sender: Sender::new(Trust::new(&options.ca_files)?, options.manners, notify),
+            cache,
+            sender,
             auth: Auth::new(options.keychain),
             plain_http: options.plain_http,
             dirs: options.hosts,
@@ -100,10 +109,15 @@ impl Client {
         limit: u64,
         room: Option<Room>,
     ) -> Result<RawDocument> {
+        let digest = self.digest_for_cache(reference, target).await?;
+        let target = digest.as_ref().map_or(target, Digest::as_str);
         let what = format!("{}{}{target}", reference.repository(), if target.contains(':') { "@" } else { ":" });
         let accept = media_type::DOCUMENTS.join(", ");
         let ask = Ask::new("manifests", target, &accept, &what);
-        self.collect(reference, &ask, limit, room).await
+        match &digest {
+            Some(digest) => self.small_through(reference, &ask, digest, limit, room).await,
+            None => self.collect(reference, &ask, limit, room).await,
+        }
     }
 
     /// Gets a config: a blob that is small, at most `limit` bytes.
@@ -118,7 +132,8 @@ impl Client {
         room: Option<Room>,
     ) -> Result<RawDocument> {
         let what = format!("blob {digest}");
-        self.collect(reference, &Ask::new("blobs", digest.as_str(), "*/*", &what), limit, room).await
+        let ask = Ask::new("blobs", digest.as_str(), "*/*", &what);
+        self.small_through(reference, &ask, digest, limit, room).await
     }
 
     /// The digest of what a tag names, by the registry's word; `None` when it does not say.
@@ -126,9 +141,13 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
-        let what = format!("{}:{}", reference.repository(), reference.target());
+        self.head_of(reference, reference.target()).await
+    }
+
+    pub(super) async fn head_of(&self, reference: &Reference, tag: &str) -> Result<Option<Digest>> {
+        let what = format!("{}:{tag}", reference.repository());
         let accept = media_type::DOCUMENTS.join(", ");
-        let ask = Ask { method: Method::HEAD, ..Ask::new("manifests", reference.target(), &accept, &what) };
+        let ask = Ask { method: Method::HEAD, ..Ask::new("manifests", tag, &accept, &what) };
         let answer = self.patiently(reference, &ask).await?;
         Ok(said_digest(&answer).and_then(|text| text.parse().ok()))
     }
@@ -185,11 +204,20 @@ impl Client {
         from: u64,
         tag: Option<String>,
     ) -> Blob {
-        Blob::new(self.clone(), reference.clone(), descriptor.clone(), from, tag)
+        let direct = Direct::new(self.clone(), reference.clone(), descriptor.clone(), from, tag);
+        Blob::new(self.cache.clone(), descriptor.clone(), direct, from)
     }
 
-    /// Asks a registry for no parts of blobs any more: what came was wrong.
-    pub fn gives_no_parts(&self, registry: &str) {
+    /// What came of a blob was wrong: its registry is asked for no parts of blobs any more, and what a cache has of it is verified
+    /// before it is used again.
+    pub fn gave_wrong(&self, registry: &str, digest: &Digest) {
+        self.gives_no_parts(registry);
+        if let Some(cache) = &self.cache {
+            cache.doubt(digest);
+        }
+    }
+
+    pub(super) fn gives_no_parts(&self, registry: &str) {
         lock(&self.partless).insert(registry.to_owned());
     }
 

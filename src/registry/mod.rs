@@ -14,6 +14,7 @@ mod passing;
 mod patience;
 mod push;
 mod send;
+mod through;
 mod tls;
 mod upload;
 
@@ -22,14 +23,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use blob::Blob;
 pub use client::{Client, RawDocument, Room};
 pub use credentials::{CredentialsError, Keychain, Look, Plugins};
 pub use hosts::{Capabilities, Host, HostsDirs, HostsError};
 pub use passing::{BlobBytes, ReadError};
 pub use push::Mounted;
 use reqwest::header::HeaderMap;
+pub use through::{Blob, Waiting};
 pub use upload::Upload;
+
+use crate::cache::{self, Trouble};
 
 /// Tries of one request, or of one transfer since it last came on, unless asked otherwise.
 pub const DEFAULT_TRIES: u32 = 10;
@@ -56,6 +59,8 @@ pub struct Options {
     pub ca_files: Vec<PathBuf>,
     /// How much, how often.
     pub manners: Manners,
+    /// Where what is asked for by digest is looked for first, and what comes from registries is put.
+    pub cache: Option<cache::Options>,
 }
 
 /// What is asked of hosts at most.
@@ -122,6 +127,8 @@ pub enum Notice<'n> {
         /// What it says.
         quota: Quota,
     },
+    /// Something is wrong with the cache.
+    Cache(&'n Trouble<'n>),
 }
 
 /// Takes notices.
@@ -386,6 +393,9 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The cache that is required does not do something.
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
     /// The HTTP client could not be made.
     #[error("preparing HTTP failed")]
     Setup(#[source] reqwest::Error),

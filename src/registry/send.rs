@@ -20,8 +20,11 @@ use super::patience::retry_after;
 use super::tls::Trust;
 use super::upload::Payload;
 use super::{Error, Manners, Notice, Notify, Quota, Result, lock};
+use crate::cache::BoxError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Without a cache it goes on as well.
+const STORE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const USER_AGENT: &str = concat!("prebake/", env!("CARGO_PKG_VERSION"));
 /// As many as Go's client, and so containerd, follows.
 const MAX_REDIRECTS: usize = 10;
@@ -174,11 +177,24 @@ impl Sender {
 
     /// The client for a URL that a host is, or leads to. Loopback is never reached through a proxy, as in Go.
     fn http_for(&self, host: &Host, url: &Url) -> Result<reqwest::Client> {
-        let transport = Transport {
+        self.http(Transport {
             tls: host.tls.clone(),
             connect: host.dial_timeout.unwrap_or(CONNECT_TIMEOUT),
             proxied: !is_loopback_url(url),
-        };
+        })
+    }
+
+    /// The client for a URL of an object store.
+    pub(super) fn http_for_store(&self, url: &Url, may_be_plain: bool) -> Result<reqwest::Client, BoxError> {
+        if url.scheme() == "http" && !may_be_plain && !is_loopback_url(url) {
+            return Err("plain HTTP is not allowed to a store; AWS_ALLOW_HTTP=true allows it".into());
+        }
+        let transport =
+            Transport { tls: TlsFiles::default(), connect: STORE_CONNECT_TIMEOUT, proxied: !is_loopback_url(url) };
+        Ok(self.http(transport)?)
+    }
+
+    fn http(&self, transport: Transport) -> Result<reqwest::Client> {
         let mut clients = lock(&self.clients);
         if let Some(client) = clients.get(&transport) {
             return Ok(client.clone());

@@ -1,14 +1,16 @@
 //! An image's bytes, from its registry or from the place it was found in.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{Error, Held, Local, Result};
+use crate::cache::Cache;
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
-use crate::registry::{self, Client, Notify, RawDocument, Room};
+use crate::registry::{self, Client, Notify, RawDocument, Room, Waiting};
 use crate::spec::{Named, Place};
 
 /// Bytes of a blob that are read from a place at a time.
@@ -49,9 +51,49 @@ impl Sources {
         self.client.room(bytes).await
     }
 
-    /// As [`Client::gives_no_parts`].
-    pub fn gives_no_parts(&self, reference: &Reference) {
-        self.client.gives_no_parts(reference.registry());
+    /// As [`Client::gave_wrong`].
+    pub fn gave_wrong(&self, reference: &Reference, digest: &Digest) {
+        self.client.gave_wrong(reference.registry(), digest);
+    }
+
+    /// As [`Client::waits_for`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn waits_for(&self, reference: &Reference, digest: &Digest) -> Result<Option<Waiting>> {
+        if self.is_local(reference) {
+            return Ok(None);
+        }
+        Ok(self.client.waits_for(digest).await?)
+    }
+
+    /// As [`registry::Blob::into_cache`]; a place's blobs are not for others.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn into_cache(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        came: &(dyn Fn(u64) + std::marker::Sync),
+    ) -> Result<Option<bool>> {
+        match self.blob(reference, blob, 0, None) {
+            Blob::Registry(blob) => Ok(blob.into_cache(came).await?),
+            Blob::Local(_) => Ok(None),
+        }
+    }
+
+    /// As [`Client::settle`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn settle(&self) -> Result<()> {
+        Ok(self.client.settle().await?)
+    }
+
+    /// The cache that registries' blobs go by.
+    pub fn cache(&self) -> Option<&Arc<Cache>> {
+        self.client.cache()
     }
 
     /// As [`Client::head`].
@@ -209,6 +251,13 @@ impl Blob {
         match self {
             Self::Registry(blob) => Ok(blob.chunk().await?),
             Self::Local(blob) => blob.chunk().await,
+        }
+    }
+
+    /// As [`registry::Blob::begins_in`].
+    pub fn begins_in(&mut self, here: File) {
+        if let Self::Registry(blob) = self {
+            blob.begins_in(here);
         }
     }
 

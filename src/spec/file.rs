@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::{self, IntoDeserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer};
 
 use super::rules::{Policy, Rule};
 use super::{Named, SpecError, Wrong, size};
+use crate::duration;
 use crate::oci::{Platform, Reference};
 
 /// A bake: into which root, which images, and what becomes of them. Paths are relative to the file's directory.
@@ -29,6 +31,9 @@ pub struct Spec {
     /// How to talk to registries.
     #[serde(default)]
     pub registries: Registries,
+    /// The cache that many bakers share.
+    #[serde(default)]
+    pub cache: SharedCache,
 }
 
 /// Where a bake goes.
@@ -123,6 +128,26 @@ pub struct Registries {
     pub requests_per_second: Option<f64>,
 }
 
+/// The cache that many bakers share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SharedCache {
+    /// `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, `gs://BUCKET/PREFIX` or `file:///DIRECTORY`.
+    pub url: Option<String>,
+    /// Whether a bake fails when it does.
+    #[serde(default)]
+    pub required: bool,
+    /// How long a claimant of a blob may be silent before another one takes its place.
+    #[serde(default, deserialize_with = "seconds")]
+    pub claim_expiry: Option<Duration>,
+}
+
+/// A duration as Go writes it.
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let parse = |text: &str| duration::parse(text).ok_or_else(|| format!("{text:?} is no duration; write 60s"));
+    read(deserializer, parse).map(Some)
+}
+
 impl Image {
     /// One of which nothing but its name is said.
     pub fn new(named: impl Into<Named>) -> Self {
@@ -149,7 +174,7 @@ pub(super) fn read<'de, D: Deserializer<'de>, T, E: std::fmt::Display>(
         type Value = T;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("the name of an image")
+            f.write_str("a text")
         }
 
         fn visit_str<D: de::Error>(self, text: &str) -> Result<T, D> {

@@ -11,7 +11,7 @@ mod rules;
 mod size;
 
 pub use components::from_components;
-pub use file::{Defaults, Image, Registries, Spec, Target};
+pub use file::{Defaults, Image, Registries, SharedCache, Spec, Target};
 pub use kubernetes::from_kubernetes;
 pub use list::{parse, to_toml};
 pub use lock::{Lock, LockedImage, LockedPlatform};

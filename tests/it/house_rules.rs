@@ -18,10 +18,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("duration", &[]),
         ("layer", &["oci"]),
         ("content", &["oci", "root"]),
-        ("registry", &["duration", "oci"]),
-        ("source", &["bolt", "content", "layer", "metadata", "oci", "registry", "root", "spec"]),
+        ("cache", &["oci"]),
+        ("registry", &["cache", "duration", "oci"]),
+        ("source", &["bolt", "cache", "content", "layer", "metadata", "oci", "registry", "root", "spec"]),
         ("trust", &["oci"]),
-        ("spec", &["oci"]),
+        ("spec", &["duration", "oci"]),
         ("times", &["oci"]),
         ("metadata", &["bolt", "oci", "root"]),
         ("catalog", &["content", "oci"]),
@@ -32,6 +33,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             &[
                 "bolt",
                 "bootstrap",
+                "cache",
                 "catalog",
                 "content",
                 "kind",
@@ -84,6 +86,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "bolt",
                 "bootstrap",
                 "bundle",
+                "cache",
                 "care",
                 "catalog",
                 "content",
@@ -108,10 +111,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Where each third party may be named.
-const FENCES: [(&str, &[&str]); 30] = [
+const FENCES: [(&str, &[&str]); 31] = [
     ("similar", &["cli"]),
     ("oci_client", &["registry"]),
-    ("reqwest", &["registry"]),
+    ("reqwest", &["cache", "registry"]),
     ("rustls", &["registry", "serve", "lib"]),
     ("rustls_native_certs", &["registry"]),
     ("redb", &["catalog", "kind"]),
@@ -125,24 +128,25 @@ const FENCES: [(&str, &[&str]); 30] = [
     ("indicatif", &["cli"]),
     ("hyper", &["fixture", "serve", "testing"]),
     ("hyper_util", &["fixture", "serve"]),
-    ("http_body_util", &["fixture"]),
+    ("http_body_util", &["cache", "fixture"]),
     ("tokio_rustls", &["serve"]),
     ("toml", &["fixture", "registry", "spec"]),
     ("serde_saphyr", &["registry", "spec"]),
     ("webpki_roots", &["registry"]),
     ("http_auth", &["registry"]),
     ("httpdate", &["registry"]),
-    ("ring", &["trust"]),
+    ("ring", &["cache", "trust"]),
     ("sha2", &["oci"]),
-    ("chrono", &["metadata", "content", "bake", "bootstrap", "care", "cli", "fixture", "snapshot", "times"]),
+    ("chrono", &["cache", "metadata", "content", "bake", "bootstrap", "care", "cli", "fixture", "snapshot", "times"]),
     ("tonic", &["bootstrap", "kind"]),
     ("tonic_prost", &["bootstrap"]),
     ("prost", &["bootstrap"]),
-    ("http", &["bootstrap"]),
+    ("http", &["bootstrap", "cache"]),
+    ("object_store", &["cache"]),
 ];
 
 /// Direct dependencies; a new one is a decision.
-const DEPENDENCIES: [&str; 39] = [
+const DEPENDENCIES: [&str; 40] = [
     "base64",
     "bytes",
     "chrono",
@@ -159,6 +163,7 @@ const DEPENDENCIES: [&str; 39] = [
     "hyper",
     "hyper-util",
     "indicatif",
+    "object_store",
     "oci-client",
     "prost",
     "redb",
@@ -181,7 +186,6 @@ const DEPENDENCIES: [&str; 39] = [
     "tonic-prost",
     "webpki-roots",
     "zstd",
-    "",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -1,0 +1,286 @@
+//! An object store with one prefix of its keys: what of the crate's API is used, with limits, and counted.
+
+use std::io::{ErrorKind, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMode, PutPayload, RetryConfig,
+};
+use tokio::time::timeout;
+
+use super::http::Connector;
+pub use super::http::{BoxError, ClientFor};
+use super::url::{CacheUrl, Scheme};
+use super::{Error, Object, Result, Stream, Why};
+
+/// A request is made again so often, and not any more when that much time has passed: whoever waits for a cache could have
+/// asked the registry meanwhile.
+const RETRIES: usize = 3;
+const RETRY_TIME: Duration = Duration::from_secs(10);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How long a request may take, its retries among them; for reading a body, how long its next bytes may.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that are read from a file at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Requests that were made, without retries: what stores ask money for.
+#[derive(Debug, Default)]
+struct Counts {
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+pub(super) struct Store {
+    objects: Arc<dyn ObjectStore>,
+    prefix: Path,
+    place: String,
+    counts: Counts,
+}
+
+impl Store {
+    /// Talks to nobody yet. Who we are is in the environment, by the names that the clouds' own tools use.
+    pub(super) fn open(url: &CacheUrl, client_for: ClientFor) -> Result<Self> {
+        let (place, connector) = (url.to_string(), Connector::new(client_for));
+        let error = |source| of_store("opening", "the store", &place, source);
+        let backoff = BackoffConfig { init_backoff: FIRST_WAIT, max_backoff: LONGEST_WAIT, ..BackoffConfig::default() };
+        let retry = RetryConfig { backoff, max_retries: RETRIES, retry_timeout: RETRY_TIME };
+        let objects: Arc<dyn ObjectStore> = match url.scheme {
+            Scheme::S3 => {
+                // What is sent by TLS, and verified when it is read, needs no sum in its signature.
+                let builder = AmazonS3Builder::from_env().with_bucket_name(&url.bucket).with_unsigned_payload(true);
+                Arc::new(builder.with_retry(retry).with_http_connector(connector).build().map_err(error)?)
+            }
+            Scheme::Azure => {
+                let builder = MicrosoftAzureBuilder::from_env().with_container_name(&url.bucket);
+                Arc::new(builder.with_retry(retry).with_http_connector(connector).build().map_err(error)?)
+            }
+            Scheme::Google => {
+                let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&url.bucket);
+                Arc::new(builder.with_retry(retry).with_http_connector(connector).build().map_err(error)?)
+            }
+            Scheme::File => {
+                let dir = format!("/{}", url.prefix);
+                let make = || {
+                    std::fs::create_dir_all(&dir).map_err(|source| object_store::Error::Generic {
+                        store: "directory",
+                        source: Box::new(source),
+                    })?;
+                    LocalFileSystem::new_with_prefix(&dir)
+                };
+                Arc::new(make().map_err(error)?)
+            }
+        };
+        let prefix = if url.scheme == Scheme::File { Path::default() } else { Path::from(&*url.prefix) };
+        Ok(Self { objects, prefix, place, counts: Counts::default() })
+    }
+
+    /// The URL.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Requests so far that read something, and that wrote or listed something.
+    pub(super) fn requests(&self) -> (u64, u64) {
+        (self.counts.reads.load(Ordering::Relaxed), self.counts.writes.load(Ordering::Relaxed))
+    }
+
+    fn path(&self, key: &str) -> Path {
+        self.prefix.parts().chain(Path::from(key).parts()).collect()
+    }
+
+    fn error(&self, doing: &'static str, key: &str) -> impl FnOnce(object_store::Error) -> Error {
+        let (what, place) = (key.to_owned(), self.place.clone());
+        move |source| of_store(doing, &what, &place, source)
+    }
+
+    async fn within<T>(
+        &self,
+        doing: &'static str,
+        key: &str,
+        call: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T> {
+        match timeout(PATIENCE, call).await {
+            Ok(answer) => answer.map_err(self.error(doing, key)),
+            Err(_) => Err(Error::Silent { doing, what: key.to_owned(), place: self.place.clone() }),
+        }
+    }
+
+    async fn read<T>(&self, key: &str, call: impl Future<Output = object_store::Result<T>>) -> Result<Option<T>> {
+        self.counts.reads.fetch_add(1, Ordering::Relaxed);
+        match self.within("reading", key, call).await {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::Store { why: Why::Absent, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn written<T>(&self, key: &str, call: impl Future<Output = object_store::Result<T>>) -> Result<T> {
+        self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        self.within("writing", key, call).await
+    }
+
+    fn object(&self, meta: ObjectMeta) -> Object {
+        let below = meta.location.prefix_match(&self.prefix);
+        let key = below.map(|parts| parts.collect::<Path>().to_string()).unwrap_or_default();
+        Object { key, size: meta.size, modified: meta.last_modified }
+    }
+
+    /// What is stored under a key.
+    pub(super) async fn head(&self, key: &str) -> Result<Option<Object>> {
+        Ok(self.read(key, self.objects.head(&self.path(key))).await?.map(|meta| self.object(meta)))
+    }
+
+    /// Its bytes, from one on.
+    pub(super) async fn get(&self, key: &str, from: u64) -> Result<Option<(Object, Stream)>> {
+        let range = (from > 0).then_some(GetRange::Offset(from));
+        let options = GetOptions { range, ..GetOptions::default() };
+        let path = self.path(key);
+        let Some(found) = self.read(key, self.objects.get_opts(&path, options)).await? else { return Ok(None) };
+        let object = self.object(found.meta.clone());
+        let (what, place) = (key.to_owned(), self.place.clone());
+        let bytes = match found.payload {
+            GetResultPayload::File(file, _) => in_chunks(file, found.range.start),
+            GetResultPayload::Stream(stream) => stream,
+        };
+        let stream = futures_util::stream::unfold(Some(bytes), move |bytes| {
+            let (what, place) = (what.clone(), place.clone());
+            async move {
+                let mut bytes = bytes?;
+                match timeout(PATIENCE, bytes.next()).await {
+                    Ok(next) => match next? {
+                        Ok(chunk) => Some((Ok(chunk), Some(bytes))),
+                        Err(source) => Some((Err(of_store("reading", &what, &place, source)), None)),
+                    },
+                    Err(_) => Some((Err(Error::Silent { doing: "reading", what, place }), None)),
+                }
+            }
+        });
+        Ok(Some((object, stream.boxed())))
+    }
+
+    /// Something small; an object of more than `limit` bytes is as good as none.
+    pub(super) async fn get_small(&self, key: &str, limit: u64) -> Result<Option<(Object, Bytes)>> {
+        let Some((object, mut stream)) = self.get(key, 0).await? else { return Ok(None) };
+        if object.size > limit {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk?);
+        }
+        Ok(Some((object, bytes.into())))
+    }
+
+    /// Stores something whole, over what is there.
+    pub(super) async fn put(&self, key: &str, bytes: Vec<Bytes>) -> Result<()> {
+        self.written(key, self.objects.put(&self.path(key), PutPayload::from_iter(bytes))).await.map(drop)
+    }
+
+    /// Stores something under a key that has nothing. Whether it was so; a store that knows no such condition says yes always.
+    pub(super) async fn put_new(&self, key: &str, text: String) -> Result<bool> {
+        let path = self.path(key);
+        match self.written(key, self.objects.put_opts(&path, text.into(), PutMode::Create.into())).await {
+            Ok(_) => Ok(true),
+            Err(Error::Store { why: Why::Exists, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Begins to store something in parts. Nothing is under the key before it is completed.
+    pub(super) async fn begin(&self, key: &str) -> Result<Parts<'_>> {
+        let upload = self.written(key, self.objects.put_multipart(&self.path(key))).await?;
+        Ok(Parts { store: self, key: key.to_owned(), upload })
+    }
+
+    /// Removes what is under a key, if there is something.
+    pub(super) async fn delete(&self, key: &str) -> Result<()> {
+        self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        match self.within("removing", key, self.objects.delete(&self.path(key))).await {
+            Err(Error::Store { why: Why::Absent, .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// All that is below a key.
+    pub(super) fn list(&self, below: &str) -> BoxStream<'_, Result<Object>> {
+        self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        let key = below.to_owned();
+        let path = self.path(below);
+        let all = self.objects.list(Some(&path));
+        all.map(move |meta| meta.map(|meta| self.object(meta)).map_err(self.error("listing", &key))).boxed()
+    }
+}
+
+fn of_store(doing: &'static str, what: &str, place: &str, source: object_store::Error) -> Error {
+    use object_store::Error as Said;
+    let mut system = None;
+    let mut cause = std::error::Error::source(&source);
+    while let Some(error) = cause {
+        system = system.or(error.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
+        cause = error.source();
+    }
+    let why = match (&source, system) {
+        (Said::NotFound { .. }, _) => Why::Absent,
+        // Stores that others wrote say it in either way.
+        (Said::AlreadyExists { .. } | Said::Precondition { .. }, _) => Why::Exists,
+        (Said::PermissionDenied { .. } | Said::Unauthenticated { .. }, _) => Why::Refused,
+        (_, Some(ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied)) => Why::Refused,
+        (_, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) => Why::Full,
+        _ => Why::Failing,
+    };
+    Error::Store { why, doing, what: what.to_owned(), place: place.to_owned(), source: Box::new(source) }
+}
+
+/// Something that is stored part by part.
+pub(super) struct Parts<'s> {
+    store: &'s Store,
+    key: String,
+    upload: Box<dyn MultipartUpload>,
+}
+
+impl Parts<'_> {
+    /// Stores the next part.
+    pub(super) async fn part(&mut self, bytes: Vec<Bytes>) -> Result<()> {
+        let part = self.upload.put_part(PutPayload::from_iter(bytes));
+        self.store.written(&self.key, part).await
+    }
+
+    /// Makes all of it one object.
+    pub(super) async fn complete(&mut self) -> Result<()> {
+        self.store.written(&self.key, self.upload.complete()).await.map(drop)
+    }
+
+    /// Removes the parts.
+    pub(super) async fn abort(&mut self) -> Result<()> {
+        self.store.written(&self.key, self.upload.abort()).await
+    }
+}
+
+/// The crate reads files in pieces that are too small for blobs.
+fn in_chunks(file: std::fs::File, from: u64) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let failed = |source: std::io::Error| object_store::Error::Generic { store: "directory", source: Box::new(source) };
+    let next = move |(mut file, at): (std::fs::File, Option<u64>)| async move {
+        let read = tokio::task::spawn_blocking(move || {
+            if let Some(at) = at {
+                std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(at))?;
+            }
+            let mut bytes = Vec::with_capacity(CHUNK);
+            (&mut file).take(CHUNK as u64).read_to_end(&mut bytes)?;
+            Ok((file, bytes))
+        });
+        let (file, bytes) = read.await.map_err(Into::into).and_then(|read| read.map_err(failed))?;
+        Ok((!bytes.is_empty()).then(|| (Bytes::from(bytes), (file, None))))
+    };
+    futures_util::stream::try_unfold((file, (from > 0).then_some(from)), next).boxed()
+}
