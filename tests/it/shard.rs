@@ -278,8 +278,7 @@ fn shares_of_a_lock() {
         let told = run(dir.path(), &format!("lock -f bake.toml --shard {shard}/3 --json")).expect(0).last_json();
         counts.push(number(&told, "images"));
     }
-    assert_eq!(counts.iter().sum::<u64>(), IMAGES as u64);
-    assert!(counts.iter().all(|count| (3..=5).contains(count)), "{counts:?}");
+    assert_eq!(counts, [4, 4, 4]);
     assert_eq!(files(dir.path()), ["bake.lock.1-of-3", "bake.lock.2-of-3", "bake.lock.3-of-3", "bake.toml"]);
     let merge = |shards: &[u32]| {
         let files: Vec<String> = shards.iter().map(|shard| format!("bake.lock.{shard}-of-3")).collect();
