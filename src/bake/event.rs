@@ -145,6 +145,11 @@ pub enum Event<'a> {
         /// Digest of its index or manifest.
         digest: &'a Digest,
     },
+    /// An image is left to other shards: some of its blobs are theirs, and not in place yet.
+    ImageLeft {
+        /// The image name.
+        image: &'a str,
+    },
     /// A layer is being unpacked.
     LayerStarted {
         /// Its blob.
@@ -284,6 +289,7 @@ mod tests {
             Event::ImageFetched { image, digest },
             Event::LayerStarted { digest, chain: digest },
             Event::LayerEnded { digest, chain: digest, unpacked: None },
+            Event::ImageLeft { image },
             Event::ImageFailed { image, kind: Kind::Io, error },
             Event::ImageCopied { image, to: "", digest, changed: true },
             Event::Bootstrapped { namespace, images: 1, changed: true },
@@ -297,7 +303,7 @@ mod tests {
                 Event::BlobStarted { .. } | Event::BlobFrom { .. } | Event::BlobProgress { .. } => {}
                 Event::BlobRetried { .. } | Event::BlobFailed { .. } | Event::BlobDone { .. } => {}
                 Event::Again { .. } | Event::Limited { .. } | Event::Quota { .. } | Event::ImageFetched { .. } => {}
-                Event::LayerStarted { .. } | Event::LayerEnded { .. } => {}
+                Event::LayerStarted { .. } | Event::LayerEnded { .. } | Event::ImageLeft { .. } => {}
                 Event::ImageFailed { .. } | Event::ImageCopied { .. } | Event::Bootstrapped { .. } => {}
             }
             let json = serde_json::to_value(event).expect("an object");

@@ -1,6 +1,6 @@
 //! Unpacking what was fetched before.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +58,7 @@ pub async fn unpack(
         totals,
         elapsed: started.elapsed(),
         cancelled,
+        left: BTreeSet::new(),
         details: Vec::new(),
     };
     let before = Before::look(&request.root)?;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::blobs::{Blobs, Place, Result, Small, blocking};
 use super::coming::Coming;
 use super::each::Pace;
+use super::part::Part;
 use super::policy::estimate;
 use super::resolve::{candidates, children, fits, platforms};
 use super::unpack::{Source, Stack, Unpacker};
@@ -87,6 +88,9 @@ pub(super) struct Fetcher {
     pub(super) blobs: Arc<Blobs>,
     pub(super) referrers: Option<Vec<String>>,
     pub(super) trusted: Vec<Trusted>,
+    pub(super) part: Option<Part>,
+    /// Images that others complete, by namespace and name.
+    pub(super) left: Mutex<BTreeSet<(String, String)>>,
     fail_fast: bool,
     images_at_once: usize,
 }
@@ -97,6 +101,8 @@ impl Fetcher {
             blobs: Arc::new(blobs),
             referrers: request.referrers.clone(),
             trusted: request.trusted.clone(),
+            part: request.part.clone(),
+            left: Mutex::default(),
             images_at_once: request.concurrency.max(2),
             fail_fast: request.fail_fast,
         }
@@ -146,7 +152,8 @@ impl Fetcher {
         let Resolved { wanted, blobs, config, stack, origin, choice: Choice { policy, pin, .. }, .. } = image;
         let Wanted { reference, namespace, names, labels, .. } = &*wanted;
         let target = blobs[0].descriptor.clone();
-        let fetch = self.blobs.ensure_all(reference, &blobs);
+        let own = self.own(&blobs);
+        let fetch = self.blobs.ensure_all(reference, &own);
         let unpack = async {
             let (Some(stack), Some((unpacker, present)), true) = (&stack, unpacking, policy != Policy::Fetch) else {
                 return Ok(());
@@ -169,6 +176,7 @@ impl Fetcher {
             unpacker.image(namespace, stack, &present, source).await
         };
         futures_util::try_join!(fetch, unpack)?;
+        let is_left = self.is_left(namespace, reference, &blobs).await?;
         let name = reference.to_string();
         let mut aliases = vec![reference.digest_name(&target.digest), config.to_string()];
         aliases.retain(|alias| *alias != name);
@@ -179,6 +187,9 @@ impl Fetcher {
         let labels = labels.clone();
         let created = origin.created;
         let record = ImageRecord { name, created, aliases, target, names, labels, pinned: pin, blobs, source };
+        if is_left {
+            return Ok(Baked::fetched(namespace, record));
+        }
         self.blobs.listener.on(&Event::ImageFetched { image: &record.name, digest: &record.target.digest });
         let baked = Baked { stack: stack.filter(|_| policy != Policy::Fetch), ..Baked::fetched(namespace, record) };
         if policy == Policy::UnpackDiscard {

@@ -1,7 +1,7 @@
 //! Baking, and bootstrapping, through a containerd that runs on the root: prebake's own lock alone, a store beside
 //! containerd's, and containerd's own hand for every record and snapshot.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,7 @@ pub async fn bootstrap_live(
         totals,
         elapsed: started.elapsed(),
         cancelled,
+        left: BTreeSet::new(),
         details: Vec::new(),
     };
     let Some(_turn) = waited(&root, lock_timeout, &listener, cancel.as_mut(), Turn::take).await? else {
@@ -122,7 +123,8 @@ pub async fn run_live(
     let resolve = |image| fetcher.resolve(image, unpacks);
     let mut images = each(wanted, fetcher.pace(), &*listener, cancel.as_mut(), &mut cancelled, resolve).await;
     // Which snapshots there are, the running containerd alone knows.
-    let ground = Ground { root: &request.root, store: &store, present: &|_, _| Vec::new(), snapshots: None };
+    let ground =
+        Ground { root: &request.root, store: &store, present: &|_, _| Vec::new(), snapshots: None, part: None };
     let plan = ground.plan(policies, None, &mut images)?;
     plan.check(policies)?;
     listener.on(&Event::Planned { fetch: plan.fetch, store: plan.store, snapshots: plan.snapshots.bytes });
@@ -154,7 +156,7 @@ pub async fn run_live(
     catalog.remember(&failed)?;
     catalog.save()?;
     let totals = recorder.totals(fetched);
-    Ok(Report { images: outcomes, totals, elapsed: started.elapsed(), cancelled, details })
+    Ok(Report { images: outcomes, totals, elapsed: started.elapsed(), cancelled, left: BTreeSet::new(), details })
 }
 
 /// What lets a running containerd know, and counts what it unpacks.

@@ -12,6 +12,7 @@ mod fetch;
 #[cfg(feature = "live")]
 mod live;
 mod lock;
+mod part;
 mod plan;
 mod policy;
 mod record;
@@ -24,10 +25,10 @@ mod survey;
 mod unpack;
 mod warm;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use blobs::{Blobs, Place};
@@ -40,6 +41,7 @@ use fetch::{Fetcher, Resolved};
 pub use live::{LiveRequest, bootstrap_live, run_live};
 use lock::of_lock;
 pub use lock::{Moved, lock as lock_images, moved};
+pub use part::Part;
 use plan::Ground;
 pub use plan::{Estimate, Plan, Planned, plan};
 pub use policy::{DEFAULT_MAX_UNPACKED, Policies};
@@ -238,6 +240,8 @@ pub struct Request {
     pub registry: registry::Options,
     /// Whether containerd gets to know of them, or only the catalog.
     pub bootstrap: bool,
+    /// Which blobs are brought, where other runs bring the others, and nothing is bootstrapped; all of them without.
+    pub part: Option<Part>,
     /// Whether what refers to the images comes along: of these types, or of any if none is named.
     pub referrers: Option<Vec<String>>,
     /// Who must have signed which images.
@@ -265,6 +269,7 @@ impl Request {
             concurrency: DEFAULT_CONCURRENCY.into(),
             registry: registry::Options::default(),
             bootstrap: true,
+            part: None,
             referrers: None,
             trusted: Vec::new(),
             policies: Policies::default(),
@@ -345,6 +350,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Whether it was stopped before its end.
     pub cancelled: bool,
+    /// Images of which something is not in place that other runs bring, by namespace and name.
+    pub left: BTreeSet<(String, String)>,
     /// What images are made of, of those of which it is known; only where [`Request::detailed`].
     pub details: Vec<Detail>,
 }
@@ -354,8 +361,8 @@ impl Report {
     fn stopped(request: &Request, started: Instant) -> Self {
         let outcome = |image: &Wanted| Outcome::of((image.reference.to_string(), None::<Result<(), _>>));
         let images = request.images.iter().map(outcome).collect();
-        let (totals, details) = (Totals::default(), Vec::new());
-        Self { images, totals, elapsed: started.elapsed(), cancelled: true, details }
+        let (totals, left, details) = (Totals::default(), BTreeSet::new(), Vec::new());
+        Self { images, totals, elapsed: started.elapsed(), cancelled: true, left, details }
     }
 }
 
@@ -446,7 +453,8 @@ pub async fn run(
         snapshots.as_ref().map_or(Vec::new(), |snapshots| snapshots.present(namespace, stack))
     };
     let unpacked = policies.max_store.map(|_| unpacked_bytes(&request.root, snapshots.as_ref())).transpose()?;
-    let ground = Ground { root: &request.root, store: &store, present: &present, snapshots: unpacked };
+    let part = request.part.as_ref();
+    let ground = Ground { root: &request.root, store: &store, present: &present, snapshots: unpacked, part };
     if let Some(mut images) = of_lock(&wanted)
         && !ground.has_room(policies, &images)?
     {
@@ -475,6 +483,7 @@ pub async fn run(
     }
     fetcher.settled(&times).await?;
     let totals = unpacker.as_ref().map_or(fetcher.totals(), |unpacker| unpacker.add_totals(fetcher.totals()));
+    let left = std::mem::take(&mut *fetcher.left.lock().unwrap_or_else(PoisonError::into_inner));
     // What it knows of blobs takes room that the records need.
     drop(fetcher);
 
@@ -491,7 +500,7 @@ pub async fn run(
     catalog.remember(&failed)?;
     catalog.save()?;
     before.settle(&request.root, times.latest())?;
-    Ok(Report { images, totals, elapsed: started.elapsed(), cancelled, details })
+    Ok(Report { images, totals, elapsed: started.elapsed(), cancelled, left, details })
 }
 
 /// What the snapshots of a root take, in bytes on disk.

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use super::each::{Images, each};
 use super::fetch::{Fetcher, Resolved};
 use super::lock::of_lock;
+use super::part::{Part, brings};
 use super::policy::{Keepers, Policies, estimate};
 use super::record::Named;
 use super::unpack::Stack;
@@ -94,6 +95,7 @@ pub(super) struct Ground<'g> {
     pub(super) present: &'g dyn Fn(&str, &Stack) -> Vec<Present>,
     /// Bytes of all snapshots; `None` where nobody asks what the root takes already, which costs a look at every blob.
     pub(super) snapshots: Option<u64>,
+    pub(super) part: Option<&'g Part>,
 }
 
 impl Ground<'_> {
@@ -109,7 +111,8 @@ impl Ground<'_> {
     pub(super) fn has_room(&self, policies: &Policies, images: &Images<Resolved>) -> Result<bool> {
         let (mut bytes, mut inodes) = (0, 0);
         for image in images.iter().filter_map(|(_, image)| image.as_ref()?.as_ref().ok()) {
-            let blobs = image.blobs.iter().map(|blob| blob.descriptor.size.next_multiple_of(BLOCK));
+            let own = image.blobs.iter().filter(|blob| brings(self.part, &blob.descriptor));
+            let blobs = own.map(|blob| blob.descriptor.size.next_multiple_of(BLOCK));
             let layers = image.stack.iter().flat_map(|stack| &stack.layers).map(|layer| estimate(&layer.descriptor));
             bytes += blobs.sum::<u64>() + layers.clone().sum::<u64>();
             inodes += image.blobs.len() as u64 + layers.map(|layer| layer / BYTES_AN_INODE + 1).sum::<u64>();
@@ -235,7 +238,10 @@ impl Sums<'_> {
             }
             if is_there {
                 planned.present += size;
-            } else if !streamed.contains(digest) && self.seen.insert(digest.clone()) {
+            } else if !streamed.contains(digest)
+                && brings(self.ground.part, &blob.descriptor)
+                && self.seen.insert(digest.clone())
+            {
                 plan.fetch += size;
                 plan.store += size.next_multiple_of(BLOCK);
                 plan.inodes += 1;
@@ -338,7 +344,7 @@ pub async fn plan(request: Request, listener: Arc<dyn Listener>, cancel: impl Fu
         stored.as_ref().map_or(Vec::new(), |stored| named.present(stored, namespace, stack))
     };
     let snapshots = Some(stored.as_ref().map_or(0, Stored::bytes));
-    Ground { root: &request.root, store: &store, present: &present, snapshots }.plan(
+    Ground { root: &request.root, store: &store, present: &present, snapshots, part: request.part.as_ref() }.plan(
         &request.policies,
         Some(&mut meta),
         &mut images,

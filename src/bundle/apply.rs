@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::contents::{BundledBlob, CONTENTS, Contents, SIGNATURE};
 use super::output::sums_path;
 use super::{Error, Result};
-use crate::bake::Wanted;
+use crate::bake::{Part, Wanted};
 use crate::content::Store;
 use crate::oci::{Algorithm, Digest, Hasher, Reference};
 use crate::parallel;
@@ -87,6 +87,13 @@ impl Bundle {
         let count = lacking.len();
         lacking.truncate(NAMED);
         Err(Error::Lacking { path: self.path.clone(), blobs: lacking, count, since: self.contents.since.clone() })
+    }
+
+    /// Which blobs are in it.
+    pub fn part(&self) -> Part {
+        let here = self.contents.blobs.iter().filter(|blob| blob.here);
+        let here: HashSet<Digest> = here.map(|blob| blob.digest.clone()).collect();
+        Arc::new(move |digest| here.contains(digest))
     }
 
     /// What is to be baked from it.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Descriptor, Digest, Platform, Reference};
-use crate::spec::Policy;
+use crate::spec::{Policy, Shard};
 
 /// Where it is in the archive.
 pub(super) const CONTENTS: &str = "prebake/bundle.json";
@@ -24,6 +24,9 @@ pub struct Contents {
     /// The inventory of the receiver that it is made for, where it has only what that one lacks.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Digest>,
+    /// Which shard of how many it is, where the layers that are not here are in the others' bundles.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub shard: Option<String>,
     /// Its images, in the order asked for.
     pub images: Vec<BundledImage>,
     /// Every blob that its images need.
@@ -64,15 +67,25 @@ pub struct BundledBlob {
     pub digest: Digest,
     /// In bytes.
     pub size: u64,
-    /// Whether it is in the bundle; the receiver has it otherwise.
+    /// Whether it is in the bundle; the receiver has it otherwise, or another shard's bundle.
     pub here: bool,
 }
 
 impl Contents {
+    /// Images of which something is not in it.
+    pub fn left(&self) -> usize {
+        self.images.iter().filter(|image| image.blobs.iter().any(|blob| !self.blobs[*blob].here)).count()
+    }
+
     /// What is wrong with it, if something is.
     pub(super) fn wrong(&self) -> Option<String> {
         if self.version != VERSION {
             return Some(format!("it is of version {}; prebake knows {VERSION}", self.version));
+        }
+        if let Some(shard) = &self.shard
+            && let Err(error) = shard.parse::<Shard>()
+        {
+            return Some(error.to_string());
         }
         for image in &self.images {
             let names = std::iter::once(&image.name).chain(&image.names);

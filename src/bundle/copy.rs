@@ -1,18 +1,20 @@
 //! Many images to registries, several at a time; one that fails does not keep others from theirs.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt, iter};
 
-use super::push::{Pushed, Pusher, What};
+use super::push::{Job, Pushed, Pusher, What};
+use super::share::share;
 use super::{Error, Result};
 use crate::bake::{Event, Failure, Listener, notices};
 use crate::kind::{Kind, chain};
 use crate::oci::Reference;
 use crate::registry::{self, Client};
 use crate::source::{self, Held, Local, Sources};
+use crate::spec::{Shard, Share};
 
 /// Images to copy.
 pub struct CopyRequest {
@@ -48,6 +50,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Whether it was stopped.
     pub cancelled: bool,
+    /// The share of the work that this was, where it is shared.
+    pub share: Option<Share>,
 }
 
 /// What became of an image.
@@ -80,12 +84,13 @@ pub async fn copy(
         let name = image.place.as_ref().map_or_else(|| image.from.to_string(), |(local, _)| local.place().to_owned());
         (name, Ok(image))
     });
-    Ok(copy_all(due.collect(), client, concurrency, listener, cancel).await)
+    Ok(copy_all(due.collect(), None, client, concurrency, listener, cancel).await)
 }
 
-/// As [`copy`].
+/// As [`copy`]; a shard's share of it alone.
 pub(super) async fn copy_all(
     due: Vec<Due>,
+    shard: Option<Shard>,
     client: Arc<Client>,
     concurrency: usize,
     listener: Arc<dyn Listener>,
@@ -108,41 +113,88 @@ pub(super) async fn copy_all(
             Err(error) => images[i].result = Err(failed(&images[i].name, &error, &*listener)),
         }
     }
-    let one = |(i, image): (usize, Images)| {
-        let (client, pusher) = (&client, &pusher);
-        async move {
-            let Images { from, place, to, what } = image;
-            let mut sources = Sources::through(client.clone());
-            if let Some((local, held)) = place {
-                sources.put(from.clone(), local, held);
-            }
-            (i, pusher.push(&sources, &from, &to, &what).await)
-        }
-    };
-    let mut running = iter(todo.into_iter().map(one)).buffer_unordered(concurrency.max(2));
+    let todo: Vec<Todo> = todo.into_iter().map(|(i, image)| Todo::new(i, image, &client)).collect();
+    let mut results = Results { images, listener: &*listener };
     let mut cancel = pin!(cancel);
-    let mut cancelled = false;
-    while !cancelled {
-        tokio::select! {
-            next = running.next() => match next {
-                Some((i, Ok(pushed))) => {
-                    if !pushed.dry_run {
-                        let (image, to) = (&*images[i].name, images[i].to.as_deref().unwrap_or_default());
-                        let (digest, changed) = (&pushed.target.digest, !pushed.is_up_to_date());
-                        listener.on(&Event::ImageCopied { image, to, digest, changed });
-                    }
-                    images[i].result = Ok(pushed);
-                }
-                Some((i, Err(error))) => images[i].result = Err(failed(&images[i].name, &error, &*listener)),
-                None => break,
-            },
-            () = &mut cancel => cancelled = true,
-        }
-    }
-    drop(running);
+    let at_once = concurrency.max(2);
+    let (cancelled, share) = if let Some(shard) = shard {
+        share(&pusher, shard, &todo, at_once, &mut results, cancel).await
+    } else {
+        let push = todo.iter().map(|todo| push(&pusher, todo));
+        let done = |i, pushed| results.set(i, pushed);
+        (each(push, at_once, cancel.as_mut(), done).await, None)
+    };
     // What the cache lacks now, the next run puts there.
     let _ = client.settle().await;
-    Report { images, elapsed: started.elapsed(), cancelled }
+    Report { images: results.images, elapsed: started.elapsed(), cancelled, share }
+}
+
+async fn push(pusher: &Pusher, todo: &Todo) -> (usize, Result<Pushed>) {
+    (todo.at, pusher.push(&todo.sources, &todo.from, &todo.to, &todo.what).await)
+}
+
+/// An image that is to be copied, and its place in the report.
+pub(super) struct Todo {
+    pub(super) at: usize,
+    sources: Sources,
+    from: Reference,
+    to: Reference,
+    what: What,
+}
+
+impl Todo {
+    fn new(at: usize, Images { from, place, to, what }: Images, client: &Arc<Client>) -> Self {
+        let mut sources = Sources::through(client.clone());
+        if let Some((local, held)) = place {
+            sources.put(from.clone(), local, held);
+        }
+        Self { at, sources, from, to, what }
+    }
+
+    pub(super) fn job(&self) -> Job<'_> {
+        Job::new(&self.sources, &self.from, &self.to, &self.what)
+    }
+}
+
+/// What became of images so far.
+pub(super) struct Results<'r> {
+    images: Vec<Copied>,
+    listener: &'r dyn Listener,
+}
+
+impl Results<'_> {
+    pub(super) fn set(&mut self, i: usize, pushed: Result<Pushed>) {
+        let Copied { name, to, result } = &mut self.images[i];
+        match &pushed {
+            Ok(pushed) if pushed.left => self.listener.on(&Event::ImageLeft { image: name }),
+            Ok(pushed) if !pushed.dry_run => {
+                let (image, to) = (&**name, to.as_deref().unwrap_or_default());
+                let (digest, changed) = (&pushed.target.digest, !pushed.is_up_to_date());
+                self.listener.on(&Event::ImageCopied { image, to, digest, changed });
+            }
+            _ => {}
+        }
+        *result = pushed.map_err(|error| failed(name, &error, self.listener));
+    }
+}
+
+/// Several at a time, until done or until `cancel`; whether it was that.
+pub(super) async fn each<T>(
+    work: impl Iterator<Item = impl Future<Output = (usize, Result<T>)>>,
+    at_once: usize,
+    mut cancel: Pin<&mut impl Future<Output = ()>>,
+    mut done: impl FnMut(usize, Result<T>),
+) -> bool {
+    let mut running = iter(work).buffer_unordered(at_once);
+    loop {
+        tokio::select! {
+            next = running.next() => match next {
+                Some((i, result)) => done(i, result),
+                None => return false,
+            },
+            () = &mut cancel => return true,
+        }
+    }
 }
 
 fn failed(name: &str, error: &Error, listener: &dyn Listener) -> Failure {

@@ -16,6 +16,7 @@ use crate::bake::{self, Event, Listener, Survey};
 use crate::oci::{Descriptor, Digest, Reference, media_type};
 use crate::root::Root;
 use crate::source::{IMAGE_NAME, REF_NAME};
+use crate::spec::Share;
 use crate::trust::SigningKey;
 
 /// A file that every layout has, in any version of the specification.
@@ -31,6 +32,8 @@ pub struct Create {
     pub form: Form,
     /// What the receiver has already.
     pub since: Option<Inventory>,
+    /// Whose share of the layers is in it; all of them without.
+    pub share: Option<Share>,
     /// Who signs it.
     pub key: Option<SigningKey>,
     /// Whether only to tell what would be in it.
@@ -46,7 +49,7 @@ pub struct Created {
     pub contents: Contents,
     /// Blobs that are in it, and their bytes.
     pub carried: (usize, u64),
-    /// Blobs that the receiver has, and their bytes.
+    /// Blobs that the receiver has, or that other shards' bundles carry, and their bytes.
     pub left_out: (usize, u64),
 }
 
@@ -60,7 +63,7 @@ pub async fn create(create: Create, listener: Arc<dyn Listener>, cancel: impl Fu
     if !survey.failed.is_empty() {
         return Err(Error::Images(survey.failed));
     }
-    let (contents, items) = contents(&survey, create.since.as_ref());
+    let (contents, items) = contents(&survey, create.since.as_ref(), create.share.as_ref());
     let sum = |here: bool| {
         let blobs = || contents.blobs.iter().filter(|blob| blob.here == here);
         (blobs().count(), blobs().map(|blob| blob.size).sum::<u64>())
@@ -94,7 +97,7 @@ fn room(create: &Create, needed: u64) -> Result<()> {
 }
 
 /// What is in a bundle of these images, and the blobs to write in their order: documents first, and layers last.
-fn contents(survey: &Survey, since: Option<&Inventory>) -> (Contents, Vec<Item>) {
+fn contents(survey: &Survey, since: Option<&Inventory>, share: Option<&Share>) -> (Contents, Vec<Item>) {
     let rank = |kind: &str| match kind {
         kind if media_type::is_index(kind) || media_type::is_manifest(kind) => 0,
         kind if media_type::is_image_config(kind) => 1,
@@ -112,7 +115,10 @@ fn contents(survey: &Survey, since: Option<&Inventory>) -> (Contents, Vec<Item>)
             }
         }
     }
-    let here = |digest: &Digest| since.is_none_or(|since| !since.blobs.contains(digest));
+    let here = |blob: &Descriptor| {
+        since.is_none_or(|since| !since.blobs.contains(&blob.digest))
+            && (rank(&blob.media_type) < 2 || share.is_none_or(|share| share.has(&blob.digest)))
+    };
     let image = |image: &bake::Surveyed| {
         let wanted = &image.wanted;
         BundledImage {
@@ -130,13 +136,14 @@ fn contents(survey: &Survey, since: Option<&Inventory>) -> (Contents, Vec<Item>)
     let contents = Contents {
         version: VERSION,
         since: since.map(|since| since.id.clone()),
+        shard: share.map(|share| share.shard().to_string()),
         images: survey.images.iter().map(image).collect(),
         blobs: all
             .iter()
-            .map(|(_, blob)| BundledBlob { digest: blob.digest.clone(), size: blob.size, here: here(&blob.digest) })
+            .map(|(_, blob)| BundledBlob { digest: blob.digest.clone(), size: blob.size, here: here(blob) })
             .collect(),
     };
-    let items = all.into_iter().filter(|(_, blob)| here(&blob.digest));
+    let items = all.into_iter().filter(|(_, blob)| here(blob));
     let item = |(reference, descriptor): (&Reference, &Descriptor)| Item {
         reference: reference.clone(),
         descriptor: descriptor.clone(),

@@ -10,7 +10,7 @@ use crate::bake::{Listener, notices};
 use crate::oci::{Reference, glob_matches};
 use crate::registry::{self, Client};
 use crate::source::{self, Held, Local};
-use crate::spec::{Mirror, MirrorImage, Named, Place, Which};
+use crate::spec::{Mirror, MirrorImage, Named, Place, Shard, Which};
 
 /// A mirror to bring up to date.
 pub struct MirrorRequest {
@@ -22,6 +22,8 @@ pub struct MirrorRequest {
     pub registry: registry::Options,
     /// Nothing is pushed; what would be is told.
     pub dry_run: bool,
+    /// Only this shard's share.
+    pub shard: Option<Shard>,
 }
 
 /// Copies a mirror's images, until done or until `cancel`.
@@ -33,7 +35,7 @@ pub async fn mirror(
     listener: Arc<dyn Listener>,
     cancel: impl Future<Output = ()>,
 ) -> Result<Report> {
-    let MirrorRequest { mirror, concurrency, registry, dry_run } = request;
+    let MirrorRequest { mirror, concurrency, registry, dry_run, shard } = request;
     let client = Arc::new(Client::new(registry, notices(listener.clone()))?);
     let mut cancel = std::pin::pin!(cancel);
     let mut due: Vec<Due> = Vec::new();
@@ -52,7 +54,7 @@ pub async fn mirror(
             Err(error) => due.push((shown(&image.which), Err(error))),
         }
     }
-    Ok(copy_all(due, client, concurrency, listener, cancel).await)
+    Ok(copy_all(due, shard, client, concurrency, listener, cancel).await)
 }
 
 fn what(mirror: &Mirror, image: &MirrorImage, dry_run: bool) -> What {

@@ -10,6 +10,7 @@ mod mirror;
 mod output;
 mod pack;
 mod push;
+mod share;
 
 use std::io;
 use std::path::PathBuf;

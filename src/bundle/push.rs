@@ -68,6 +68,8 @@ pub struct Pushed {
     pub documents: usize,
     /// Whether a name had to be given anew.
     pub named: bool,
+    /// It is left to other shards: some of its blobs are theirs, and not there yet.
+    pub left: bool,
     /// Nothing of it was done.
     pub dry_run: bool,
 }
@@ -86,13 +88,34 @@ enum Way {
 }
 
 /// One push.
-struct Job<'j> {
+pub(super) struct Job<'j> {
     sources: &'j Sources,
     from: &'j Reference,
     to: &'j Reference,
     what: &'j What,
     /// For events.
     name: String,
+}
+
+impl<'j> Job<'j> {
+    /// Of an image, under another name.
+    pub(super) fn new(sources: &'j Sources, from: &'j Reference, to: &'j Reference, what: &'j What) -> Self {
+        Self { sources, from, to, what, name: from.to_string() }
+    }
+}
+
+/// What an image consists of that is to be pushed.
+pub(super) struct Parts {
+    target: Descriptor,
+    tree: Tree,
+    referrers: referrers::Referrers,
+}
+
+impl Parts {
+    /// Its blobs: configs and layers.
+    pub(super) fn blobs(&self) -> &[Descriptor] {
+        &self.tree.blobs
+    }
 }
 
 impl Pusher {
@@ -107,7 +130,16 @@ impl Pusher {
     /// # Errors
     /// [`Error`]. The name leads to what it did before.
     pub async fn push(&self, sources: &Sources, from: &Reference, to: &Reference, what: &What) -> Result<Pushed> {
-        let job = Job { sources, from, to, what, name: from.to_string() };
+        let job = Job::new(sources, from, to, what);
+        let parts = self.parts(&job).await?;
+        let mut pushed = self.blobs(&job, &parts, |_| true).await?;
+        self.name(&job, &parts, &mut pushed).await?;
+        Ok(pushed)
+    }
+
+    /// Finds out what an image consists of.
+    pub(super) async fn parts(&self, job: &Job<'_>) -> Result<Parts> {
+        let Job { sources, from, to, what, .. } = job;
         let reader = Reader { sources, from };
         let resolved = reader.resolve().await?;
         let mut tree = reader.choose(resolved, &what.platforms).await?;
@@ -119,18 +151,24 @@ impl Pusher {
             Some(types) => reader.add_referrers(types, &mut tree).await?,
             None => referrers::Referrers::default(),
         };
-        self.tell_resolved(&job, &target, &tree);
+        self.tell_resolved(job, &target, &tree);
+        Ok(Parts { target, tree, referrers })
+    }
+
+    /// Sees to it that the repository has the blobs of an image, those that are `own`.
+    pub(super) async fn blobs(&self, job: &Job<'_>, parts: &Parts, own: impl Fn(&Digest) -> bool) -> Result<Pushed> {
         let mut pushed = Pushed {
-            target,
+            target: parts.target.clone(),
             uploaded: Moved::default(),
             mounted: Moved::default(),
             present: Moved::default(),
             documents: 0,
             named: false,
-            dry_run: what.dry_run,
+            left: false,
+            dry_run: job.what.dry_run,
         };
-        let mut moving =
-            iter(tree.blobs.iter().map(|blob| self.ensure(&job, blob)).collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        let own = parts.tree.blobs.iter().filter(|blob| own(&blob.digest));
+        let mut moving = iter(own.map(|blob| self.ensure(job, blob)).collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         while let Some((way, size)) = moving.try_next().await? {
             let moved = match way {
                 Way::Present => &mut pushed.present,
@@ -140,15 +178,47 @@ impl Pusher {
             moved.blobs += 1;
             moved.bytes += size;
         }
+        Ok(pushed)
+    }
+
+    /// Whether the repository has all blobs of an image.
+    pub(super) async fn is_whole(&self, job: &Job<'_>, parts: &Parts) -> Result<bool> {
+        let asked = parts.tree.blobs.iter().map(|blob| self.is_there(job, blob)).collect::<Vec<_>>();
+        let mut asked = iter(asked).buffer_unordered(AT_ONCE);
+        while let Some(is_there) = asked.try_next().await? {
+            if !is_there {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn is_there(&self, job: &Job<'_>, blob: &Descriptor) -> Result<bool> {
+        let known = self.known(job, &blob.digest);
+        let mut known = known.lock().await;
+        let own = job.to.repository();
+        if known.iter().any(|repository| repository == own) {
+            return Ok(true);
+        }
+        let is_there = self.client.has_blob(job.to, &blob.digest).await?;
+        if is_there {
+            known.push(own.to_owned());
+        }
+        Ok(is_there)
+    }
+
+    /// Puts what the repository has the blobs of: its documents, and its name last.
+    pub(super) async fn name(&self, job: &Job<'_>, parts: &Parts, pushed: &mut Pushed) -> Result<()> {
+        let (Job { to, what, .. }, Parts { tree, referrers, .. }) = (job, parts);
         let mut acknowledged = Vec::new();
         for doc in &tree.documents {
             let digest = &doc.descriptor.digest;
-            if self.put(&job, digest.as_str(), doc, &mut acknowledged).await? {
+            if self.put(job, digest.as_str(), doc, &mut acknowledged).await? {
                 pushed.documents += 1;
             }
         }
         for (tag, doc) in &referrers.tags {
-            pushed.documents += usize::from(self.put(&job, tag, doc, &mut Vec::new()).await?);
+            pushed.documents += usize::from(self.put(job, tag, doc, &mut Vec::new()).await?);
         }
         for list in referrers.lists.values().filter(|_| !what.dry_run) {
             pushed.documents += usize::from(referrers::list(&self.client, to, list, &acknowledged).await?);
@@ -156,10 +226,10 @@ impl Pusher {
         if to.digest().is_none() {
             let target = tree.documents.iter().find(|doc| doc.descriptor.digest == pushed.target.digest);
             if let Some(target) = target {
-                pushed.named = self.put(&job, to.target(), target, &mut Vec::new()).await?;
+                pushed.named = self.put(job, to.target(), target, &mut Vec::new()).await?;
             }
         }
-        Ok(pushed)
+        Ok(())
     }
 
     fn tell_resolved(&self, job: &Job<'_>, target: &Descriptor, tree: &Tree) {

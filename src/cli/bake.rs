@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Listener, Policies, Recorder, Report, Request, run};
+use prebake::bake::{
+    DEFAULT_CONCURRENCY, DEFAULT_MAX_UNPACKED, Listener, Part, Policies, Recorder, Report, Request, run,
+};
 use prebake::kind::Kind;
+use prebake::oci::Digest;
 use prebake::snapshot::OVERLAYFS;
-use prebake::spec::{Policy, Rule, parse_size};
+use prebake::spec::{Policy, Rule, Share, parse_size};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -15,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::live;
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs, ReferrersArgs};
+use super::shard::{self, ShardArgs};
 use super::sync::Sync;
 use super::wanted::{Asked, WantedArgs};
 use super::{Failed, TimesArgs, exit_code_of, metrics, progress};
@@ -40,7 +44,16 @@ In the environment, IMAGE_FETCH_ONLY=true fetches without unpacking, whatever --
 pub(super) const FETCH_EXAMPLES: &str = "\
 Examples:
   prebake fetch --root ./chroot --file images.txt --platform linux/arm64
-  prebake bootstrap --root ./chroot                          later, and without a network";
+  prebake bootstrap --root ./chroot                          later, and without a network
+  prebake fetch --root ./chroot -f bake.toml --locked --shard 2/4      one of four shares, of which the lock decides";
+
+#[derive(Args)]
+pub(super) struct FetchCommand {
+    #[command(flatten)]
+    pub(super) fetch: FetchArgs,
+    #[command(flatten)]
+    shard: ShardArgs,
+}
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -130,12 +143,12 @@ pub(super) fn bake(args: BakeCommand) -> Result<u8, Failed> {
     #[cfg(feature = "live")]
     if let Some(address) = args.address {
         let go = |request, listener| live::bake(request, &address, listener);
-        return execute(request(args.bake)?, output, &files, go);
+        return execute(request(args.bake)?, None, output, &files, go);
     }
     let sync = args.bake.sync;
     let request = request(args.bake)?;
     let sync = sync.then(|| Sync::to(&request.root, request.lock_timeout, &request.images));
-    execute(request, output, &files, |request, listener| {
+    execute(request, None, output, &files, |request, listener| {
         let (report, signal) = go(request, listener)?;
         if let Some(sync) = sync.filter(|_| !report.cancelled) {
             sync.execute(output)?;
@@ -144,9 +157,12 @@ pub(super) fn bake(args: BakeCommand) -> Result<u8, Failed> {
     })
 }
 
-pub(super) fn fetch(args: FetchArgs) -> Result<u8, Failed> {
-    let (output, files) = (args.output, args.files());
-    execute(args.request(None)?, output, &files, go)
+pub(super) fn fetch(FetchCommand { fetch, shard }: FetchCommand) -> Result<u8, Failed> {
+    let (output, files) = (fetch.output, fetch.files());
+    let share = fetch.wanted.share(shard)?;
+    let mut request = fetch.request(None)?;
+    request.part = share.clone().map(|share| Arc::new(move |digest: &Digest| share.has(digest)) as Part);
+    execute(request, share.as_deref(), output, &files, go)
 }
 
 /// What a bake is asked to do.
@@ -172,6 +188,7 @@ pub(super) type Gone = Result<(Report, Option<u8>), Failed>;
 
 fn execute(
     request: Request,
+    share: Option<&Share>,
     output: OutputArgs,
     files: &Files,
     go: impl FnOnce(Request, Arc<dyn Listener>) -> Gone,
@@ -185,7 +202,7 @@ fn execute(
         None => listener,
     };
     let (report, signal) = go(request, listener)?;
-    let code = end(&report, signal, output);
+    let code = end(&report, signal, share, output);
     for (path, recorder) in files.reports.iter().zip(recorder.iter().cycle()) {
         let is_page = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html"));
         let text =
@@ -255,8 +272,8 @@ fn fetch_all(policies: &mut Policies, asked: &mut Asked) {
 }
 
 /// Says what came of it; the exit code.
-pub(super) fn end(report: &Report, signal: Option<u8>, output: OutputArgs) -> u8 {
-    summarise(report, output);
+pub(super) fn end(report: &Report, signal: Option<u8>, share: Option<&Share>, output: OutputArgs) -> u8 {
+    summarise(report, share, output);
     signal.map_or_else(|| exit_code_of(&report.images), |signal| 128 + signal)
 }
 
@@ -284,6 +301,7 @@ impl FetchArgs {
             referrers: self.referrers.types(),
             trusted: asked.trusted,
             bootstrap,
+            part: None,
             policies,
             detailed: !self.report.is_empty(),
             fail_fast: self.fail_fast,
@@ -348,18 +366,20 @@ where
     })
 }
 
-pub(super) fn summarise(report: &Report, output: OutputArgs) {
+pub(super) fn summarise(report: &Report, share: Option<&Share>, output: OutputArgs) {
     let failed = report.images.iter().filter(|outcome| outcome.failure.is_some()).count();
-    let done = report.images.len() - failed;
+    let done = report.images.len() - failed - report.left.len();
     let totals = report.totals;
     let seconds = report.elapsed.as_secs_f64();
     if output.json {
         let images: Vec<_> = report.images.iter().map(output::outcome).collect();
-        output::say_json(&json!({"event": "summary", "images": images, "done": done, "failed": failed,
+        let mut summary = json!({"event": "summary", "images": images, "done": done, "failed": failed,
             "fetched_blobs": totals.fetched_blobs, "fetched_bytes": totals.fetched_bytes,
             "present_blobs": totals.present_blobs, "present_bytes": totals.present_bytes,
             "unpacked_layers": totals.unpacked_layers, "unpacked_bytes": totals.unpacked_bytes, "cache": totals.cache,
-            "seconds": seconds, "cancelled": report.cancelled}));
+            "seconds": seconds, "cancelled": report.cancelled});
+        shard::add_to(&mut summary, share, report.left.len());
+        output::say_json(&summary);
         return;
     }
     output::failures(&report.images);
@@ -373,9 +393,10 @@ pub(super) fn summarise(report: &Report, output: OutputArgs) {
     };
     let cached = totals.cache.map_or(String::new(), |usage| format!(" ({})", super::cache::in_words(&usage)));
     output::say(format!(
-        "{done} images{failures}; {} blobs, {} fetched{cached}, {} already there{unpacked}; {seconds:.1} s",
+        "{done} images{failures}; {} blobs, {} fetched{cached}, {} already there{unpacked}; {seconds:.1} s{}",
         totals.fetched_blobs + totals.present_blobs,
         output::bytes(totals.fetched_bytes),
         output::bytes(totals.present_bytes),
+        shard::said(share, report.left.len()),
     ));
 }

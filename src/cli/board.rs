@@ -67,7 +67,7 @@ impl Board {
             Event::Images { images } => self.images = images.to_vec(),
             Event::ImageResolved { .. } => self.resolved += 1,
             Event::Planned { fetch, .. } => self.to_fetch = Some(*fetch),
-            Event::ImageFetched { image, .. } | Event::ImageCopied { image, .. } => {
+            Event::ImageFetched { image, .. } | Event::ImageCopied { image, .. } | Event::ImageLeft { image } => {
                 self.ended.insert((*image).to_owned());
             }
             Event::ImageFailed { image, .. } => {

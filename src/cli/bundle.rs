@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use prebake::bake::{DEFAULT_CONCURRENCY, Policies, Request};
+use prebake::bake::{DEFAULT_CONCURRENCY, Policies, Report, Request};
 use prebake::bundle::{self, Bundle, Create, Flaw, Form, Inventory};
 use prebake::kind::Kind;
 use prebake::snapshot::OVERLAYFS;
@@ -14,6 +14,7 @@ use serde_json::json;
 use super::bake::{self, BakeArgs, LimitArgs};
 use super::copy::{self, HowArgs};
 use super::output::{self, OutputArgs};
+use super::shard::{self, ShardArgs};
 use super::{Failed, RootArgs, TimesArgs, exit_code, plan, progress, wanted};
 
 const CREATE_EXAMPLES: &str = "\
@@ -82,6 +83,8 @@ struct CreateArgs {
     /// Sign it with this key, of `prebake bundle keygen`
     #[arg(long, value_name = "FILE")]
     sign_key: Option<PathBuf>,
+    #[command(flatten)]
+    shard: ShardArgs,
     /// Only tell what would be in it
     #[arg(long)]
     dry_run: bool,
@@ -218,14 +221,22 @@ fn create(mut args: CreateArgs) -> Result<u8, Failed> {
         SigningKey::parse(&pem).map_err(|error| Failed::usage(format!("{}: {error}", path.display())))
     });
     let (since, key) = (since.transpose()?, key.transpose()?);
+    let share = args.bake.fetch.wanted.share(args.shard)?;
     let request = bake::request(args.bake)?;
     if request.referrers.is_some() {
         return Err(Failed::usage(
             "bundles do not carry what refers to images; `prebake copy --referrers` takes it to a registry",
         ));
     }
-    let create =
-        Create { request, output: args.output.clone(), form: args.form.form(), since, key, dry_run: args.dry_run };
+    let create = Create {
+        request,
+        output: args.output.clone(),
+        form: args.form.form(),
+        since,
+        share: share.as_deref().cloned(),
+        key,
+        dry_run: args.dry_run,
+    };
     let listener = progress::listener(out);
     let (created, signal) =
         bake::interruptible(async |cancel| Ok::<_, bundle::Error>(bundle::create(create, listener, cancel).await))?;
@@ -246,20 +257,26 @@ fn create(mut args: CreateArgs) -> Result<u8, Failed> {
     if out.json {
         let files: Vec<_> =
             created.files.iter().map(|file| json!({"file": file.path, "size": file.size, "sum": file.sum})).collect();
-        output::say_json(&json!({"event": "bundle", "images": images, "blobs": blobs, "bytes": bytes,
+        let mut said = json!({"event": "bundle", "images": images, "blobs": blobs, "bytes": bytes,
             "left_out_blobs": there, "left_out_bytes": left_out, "since": created.contents.since, "files": files,
-            "contents": args.dry_run.then_some(&created.contents)}));
+            "contents": args.dry_run.then_some(&created.contents)});
+        let left = created.contents.left();
+        shard::add_to(&mut said, share.as_deref(), left);
+        output::say_json(&said);
     } else if !out.quiet {
         for file in &created.files {
             output::say(format!("{}  {}  {}", file.path.display(), output::bytes(file.size), file.sum));
         }
         let verb = if args.dry_run { "would carry" } else { "carries" };
-        let rest = if there > 0 || created.contents.since.is_some() {
+        let rest = if share.is_some() {
+            format!("; {there} more, {}, are other shards' or the receiver's", output::bytes(left_out))
+        } else if there > 0 || created.contents.since.is_some() {
             format!("; the receiver has {there} more, {}", output::bytes(left_out))
         } else {
             String::new()
         };
-        output::say(format!("{verb} {images} images in {blobs} blobs, {}{rest}", output::bytes(bytes)));
+        let left = shard::said(share.as_deref(), created.contents.left());
+        output::say(format!("{verb} {images} images in {blobs} blobs, {}{rest}{left}", output::bytes(bytes)));
     }
     Ok(0)
 }
@@ -270,6 +287,12 @@ fn keys(paths: &[PathBuf]) -> Result<Vec<PublicKey>, Failed> {
 
 fn apply(args: &ApplyArgs) -> Result<u8, Failed> {
     let bundles = bundle::open_all(&args.files, &keys(&args.verify_key)?).map_err(Failed::new)?;
+    if let Some(share) = bundles.iter().find(|bundle| args.to_registry.is_some() && bundle.contents.shard.is_some()) {
+        return Err(Failed::usage(format!(
+            "{} has a share of the images, and to a registry go whole ones; `prebake mirror --shard` shares that work",
+            share.path().display()
+        )));
+    }
     let mut code = 0;
     for bundle in &bundles {
         code = code.max(match (&args.root, &args.to_registry) {
@@ -283,9 +306,24 @@ fn apply(args: &ApplyArgs) -> Result<u8, Failed> {
 
 fn apply_one(args: &ApplyArgs, to: &RootArgs, bundle: &Bundle) -> Result<u8, Failed> {
     let (root, output) = (to.root(), args.how.output);
-    let store = prebake::content::Store::open(&root).map_err(Failed::new)?;
-    bundle.check(&store).map_err(Failed::new)?;
     let mut images = bundle.wanted().map_err(Failed::new)?;
+    if bundle.contents.shard.is_none() {
+        let store = prebake::content::Store::open(&root).map_err(Failed::new)?;
+        bundle.check(&store).map_err(Failed::new)?;
+    } else if !args.how.dry_run {
+        // First, all that is in it; of images of which that was the last, the rest then.
+        let mut part = Request::new(root.clone(), images.clone());
+        (part.bootstrap, part.part) = (false, Some(bundle.part()));
+        (part.policies.ignore_space, part.lock_timeout) = (args.ignore_space, to.lock_timeout());
+        part.epoch = args.times.source_date_epoch;
+        let (report, signal) = bake::go(part, progress::listener(OutputArgs { quiet: true, ..output }))?;
+        images.retain(|image| !report.left.contains(&(image.namespace.clone(), image.reference.to_string())));
+        let failed = report.images.iter().any(|image| image.failure.is_some());
+        tell_left(&report, bundle, output);
+        if signal.is_some() || failed || images.is_empty() {
+            return Ok(bake::end(&report, signal, None, output));
+        }
+    }
     for image in &mut images {
         image.policy = args.policy.or(image.policy);
     }
@@ -297,6 +335,7 @@ fn apply_one(args: &ApplyArgs, to: &RootArgs, bundle: &Bundle) -> Result<u8, Fai
         concurrency: DEFAULT_CONCURRENCY.into(),
         registry: prebake::registry::Options::default(),
         bootstrap: true,
+        part: None,
         referrers: None,
         trusted: Vec::new(),
         policies: Policies {
@@ -315,7 +354,15 @@ fn apply_one(args: &ApplyArgs, to: &RootArgs, bundle: &Bundle) -> Result<u8, Fai
         return plan::show(request, None, output);
     }
     let (report, signal) = bake::go(request, progress::listener(output))?;
-    Ok(bake::end(&report, signal, output))
+    Ok(bake::end(&report, signal, None, output))
+}
+
+/// Tells of the images that wait for what other shards' bundles carry.
+fn tell_left(report: &Report, bundle: &Bundle, output: OutputArgs) {
+    if !output.quiet && !output.json && !report.left.is_empty() {
+        let (path, left) = (bundle.path().display(), report.left.len());
+        output::tell(format!("{path}: {left} images wait for the bundles of other shards; what is in it is in place"));
+    }
 }
 
 fn verify(args: &VerifyArgs) -> Result<u8, Failed> {

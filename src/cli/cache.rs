@@ -8,12 +8,14 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use prebake::bake::{Request, Warmed, warm};
 use prebake::cache::{Cache, CacheUrl, DEFAULT_CLAIM_EXPIRY, Options, Pruning, Usage};
+use prebake::oci::Digest;
 use prebake::registry::{self, Client};
 use prebake::spec::{SharedCache, parse_size};
 use serde_json::json;
 
 use super::bake::{self, FetchArgs};
 use super::output::{self, OutputArgs};
+use super::shard::{self, ShardArgs};
 use super::{Failed, exit_code_of, progress};
 
 /// Which cache.
@@ -90,10 +92,13 @@ enum Command {
 #[command(after_help = "\
 Examples:
   prebake cache warm --cache s3://bakes/blobs -f bake.toml --locked
-  prebake cache warm --cache file:///mnt/cache --platform linux/amd64 registry.k8s.io/pause:3.10")]
+  prebake cache warm --cache file:///mnt/cache --platform linux/amd64 registry.k8s.io/pause:3.10
+  prebake cache warm --cache s3://bakes/blobs -f bake.toml --locked --shard 2/4     one of four shares")]
 struct WarmArgs {
     #[command(flatten)]
     fetch: FetchArgs,
+    #[command(flatten)]
+    shard: ShardArgs,
 }
 
 #[derive(Args)]
@@ -206,28 +211,33 @@ impl WhichArgs {
 fn warm_all(mut args: WarmArgs) -> Result<u8, Failed> {
     let output = args.fetch.output;
     args.fetch.wanted.default_root = Some(".".into());
+    let share = args.fetch.wanted.share(args.shard)?;
     let request: Request = args.fetch.request(None)?;
     if request.registry.cache.is_none() {
         return Err(Failed::usage("which cache? --cache URL, PREBAKE_CACHE, or [cache] in the bake.toml"));
     }
     let listener = progress::listener(output);
-    let (warmed, signal) = bake::interruptible(async |cancel| warm(request, |_| true, listener, cancel).await)?;
+    let keep = |digest: &Digest| share.as_ref().is_none_or(|share| share.has(digest));
+    let (warmed, signal) = bake::interruptible(async |cancel| warm(request, keep, listener, cancel).await)?;
     let Warmed { failed, images, fetched, present, usage, seconds, cancelled } = warmed;
     let done = images - failed.len();
     if output.json {
         let outcomes: Vec<_> = failed.iter().map(output::outcome).collect();
-        output::say_json(&json!({"event": "summary", "images": outcomes, "done": done, "failed": failed.len(),
+        let mut summary = json!({"event": "summary", "images": outcomes, "done": done, "failed": failed.len(),
             "fetched_blobs": fetched.0, "fetched_bytes": fetched.1, "present_blobs": present.0,
-            "present_bytes": present.1, "cache": usage, "seconds": seconds, "cancelled": cancelled}));
+            "present_bytes": present.1, "cache": usage, "seconds": seconds, "cancelled": cancelled});
+        shard::add_to(&mut summary, share.as_deref(), 0);
+        output::say_json(&summary);
     } else {
         output::failures(&failed);
         if !output.quiet {
             let failures = if failed.is_empty() { String::new() } else { format!(", {} failed", failed.len()) };
             output::say(format!(
-                "{done} images{failures}; {} blobs, {} fetched, {} already there; {seconds:.1} s",
+                "{done} images{failures}; {} blobs, {} fetched, {} already there; {seconds:.1} s{}",
                 fetched.0 + present.0,
                 output::bytes(fetched.1),
                 output::bytes(present.1),
+                shard::said(share.as_deref(), 0),
             ));
         }
     }

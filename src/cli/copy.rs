@@ -14,12 +14,13 @@ use prebake::oci::{Platform, Reference};
 use prebake::registry::Options;
 use prebake::root::{CONTAINERD_ROOT, Root};
 use prebake::source::Local;
-use prebake::spec::{Mirror, MirrorImage, MirrorTarget, Named, Place, Registries, Which};
+use prebake::spec::{Mirror, MirrorImage, MirrorTarget, Named, Place, Registries, Shard, Which};
 use serde_json::{Value, json};
 
 use super::bake::{self, Cancel, MAX_CONCURRENCY};
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs, ReferrersArgs};
+use super::shard::{self, ShardArgs};
 use super::{Failed, exit_code_of_all, progress, wanted};
 
 const COPY_EXAMPLES: &str = "\
@@ -38,6 +39,7 @@ const MIRROR_EXAMPLES: &str = "\
 Examples:
   prebake mirror -f mirror.toml --dry-run     what goes where, and what would move
   prebake mirror -f mirror.toml
+  prebake mirror -f mirror.toml --shard 2/4   one of four shares of it
 docs/mirror.md describes the file.";
 
 /// Schemes of others that are no registry either.
@@ -68,6 +70,8 @@ pub(super) struct MirrorArgs {
     /// A mirror.toml; - is standard input
     #[arg(long, short, value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    shard: ShardArgs,
     #[command(flatten)]
     how: HowArgs,
 }
@@ -121,7 +125,7 @@ pub(super) fn copy(args: &CopyArgs) -> Result<u8, Failed> {
                 ..Mirror::default()
             };
             mirror.set_referrers(args.referrers.types());
-            many(&args.how, mirror)
+            many(&args.how, mirror, None)
         }
         (None, _) => Err(Failed::usage("what to copy, and where to: prebake copy SRC DST")),
         (Some(_), _) => {
@@ -137,7 +141,21 @@ pub(super) fn mirror(args: &MirrorArgs) -> Result<u8, Failed> {
     if mirror.images.is_empty() {
         return Err(Failed::usage(format!("{} names no images", args.file.display())));
     }
-    many(&args.how, mirror)
+    if args.shard.shard.is_some() && !args.how.output.quiet && !args.how.output.json && !names_by_digest(&mirror) {
+        output::tell(
+            "shards split the same where names lead to the same: let no tag move until the last one has ended",
+        );
+    }
+    many(&args.how, mirror, args.shard.shard)
+}
+
+/// Whether no name can come to lead to something else.
+fn names_by_digest(mirror: &Mirror) -> bool {
+    let is_by_digest = |which: &Which| match which {
+        Which::Named(named) => named.reference().is_none_or(|reference| reference.digest().is_some()),
+        Which::Tagged { .. } => false,
+    };
+    mirror.images.iter().all(|image| is_by_digest(&image.which))
 }
 
 fn one(args: &CopyArgs, from: &str, to: &str) -> Result<u8, Failed> {
@@ -160,7 +178,7 @@ fn one(args: &CopyArgs, from: &str, to: &str) -> Result<u8, Failed> {
     args.how.run(async |listener, cancel| copy_images(request, listener, cancel).await)
 }
 
-fn many(how: &HowArgs, mirror: Mirror) -> Result<u8, Failed> {
+fn many(how: &HowArgs, mirror: Mirror, shard: Option<Shard>) -> Result<u8, Failed> {
     let from = mirror.images.iter().filter_map(|image| match &image.which {
         Which::Named(named) => named.reference().cloned(),
         Which::Tagged { repository, .. } => Some(repository.clone()),
@@ -178,6 +196,7 @@ fn many(how: &HowArgs, mirror: Mirror) -> Result<u8, Failed> {
         mirror,
         registry: how.options(&references.iter().collect::<Vec<_>>())?,
         dry_run: how.dry_run,
+        shard,
     };
     how.run(async |listener, cancel| copy_mirror(request, listener, cancel).await)
 }
@@ -249,6 +268,7 @@ fn remedy(kind: Kind) -> &'static str {
 pub(super) fn tell(report: &Report, dry_run: bool, output: OutputArgs) {
     let done: Vec<&Pushed> = report.images.iter().filter_map(|image| image.result.as_ref().ok()).collect();
     let failed = report.images.len() - done.len();
+    let left = done.iter().filter(|pushed| pushed.left).count();
     let sum = |of: fn(&Pushed) -> Moved| {
         done.iter().map(|pushed| of(pushed)).fold(Moved::default(), |sum, moved| Moved {
             blobs: sum.blobs + moved.blobs,
@@ -260,10 +280,12 @@ pub(super) fn tell(report: &Report, dry_run: bool, output: OutputArgs) {
     let seconds = report.elapsed.as_secs_f64();
     if output.json {
         let images: Vec<Value> = report.images.iter().map(as_json).collect();
-        output::say_json(&json!({"event": "summary", "images": images, "done": done.len(), "failed": failed,
+        let mut summary = json!({"event": "summary", "images": images, "done": done.len() - left, "failed": failed,
             "uploaded_blobs": uploaded.blobs, "uploaded_bytes": uploaded.bytes, "mounted_blobs": mounted.blobs,
             "mounted_bytes": mounted.bytes, "present_blobs": present.blobs, "present_bytes": present.bytes,
-            "dry_run": dry_run, "seconds": seconds, "cancelled": report.cancelled}));
+            "dry_run": dry_run, "seconds": seconds, "cancelled": report.cancelled});
+        shard::add_to(&mut summary, report.share.as_ref(), left);
+        output::say_json(&summary);
         return;
     }
     if dry_run && !output.quiet {
@@ -278,17 +300,18 @@ pub(super) fn tell(report: &Report, dry_run: bool, output: OutputArgs) {
     if output.quiet {
         return;
     }
-    let is_up_to_date = failed == 0 && done.iter().all(|pushed| pushed.is_up_to_date());
+    let is_up_to_date = failed + left == 0 && done.iter().all(|pushed| pushed.is_up_to_date());
     let first = if is_up_to_date { "up to date: " } else { "" };
     let failures = if failed > 0 { format!(", {failed} failed") } else { String::new() };
     let would = if dry_run { " would be" } else { "" };
     output::say(format!(
-        "{first}{} images{failures}; {} blobs,{would} {} uploaded, {} mounted, {} already there; {seconds:.1} s",
-        done.len(),
+        "{first}{} images{failures}; {} blobs,{would} {} uploaded, {} mounted, {} already there; {seconds:.1} s{}",
+        done.len() - left,
         uploaded.blobs + mounted.blobs + present.blobs,
         output::bytes(uploaded.bytes),
         output::bytes(mounted.bytes),
         output::bytes(present.bytes),
+        shard::said(report.share.as_ref(), left),
     ));
 }
 
@@ -313,7 +336,7 @@ fn as_json(Copied { name, to, result }: &Copied) -> Value {
         Ok(pushed) => json!({"image": name, "to": to, "ok": true, "digest": pushed.target.digest,
             "up_to_date": pushed.is_up_to_date(), "uploaded_blobs": pushed.uploaded.blobs,
             "uploaded_bytes": pushed.uploaded.bytes, "mounted_blobs": pushed.mounted.blobs,
-            "present_blobs": pushed.present.blobs, "documents": pushed.documents}),
+            "present_blobs": pushed.present.blobs, "documents": pushed.documents, "left": pushed.left}),
         Err(failure) => json!({"image": name, "to": to, "ok": false, "kind": failure.kind, "error": failure.message,
             "remedy": remedy(failure.kind)}),
     }

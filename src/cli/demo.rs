@@ -66,7 +66,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<u8, Failed> {
         ..Request::new(root.root(), images)
     };
     let (report, signal) = bake::go(request, progress::listener(output))?;
-    bake::summarise(&report, output);
+    bake::summarise(&report, None, output);
     let code = signal.map_or_else(|| exit_code_of(&report.images), |signal| 128 + signal);
     if code != 0 {
         return Ok(code);

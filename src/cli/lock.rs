@@ -1,16 +1,18 @@
 //! `prebake lock`.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use prebake::bake::{Moved, Outcome, Request, lock_images, moved};
-use prebake::oci::Reference;
-use prebake::spec::Lock;
+use prebake::bake::{Moved, Outcome, Request, Wanted, lock_images, moved};
+use prebake::oci::{Digest, Reference};
+use prebake::spec::{Lock, Shard, Share};
 use serde_json::json;
 
 use super::bake::{self, FetchArgs};
 use super::output::{self, OutputArgs};
+use super::shard::ShardArgs;
 use super::{Failed, exit_code_of, progress, wanted};
 
 const EXAMPLES: &str = "\
@@ -18,7 +20,9 @@ Examples:
   prebake lock -f bake.toml                                 every name anew, into bake.lock
   prebake lock -f bake.toml --update docker.io/library/nginx:1.27
   prebake lock -f bake.toml --check                         1 when a tag has moved
-  prebake bake -f bake.toml --locked";
+  prebake bake -f bake.toml --locked
+  prebake lock -f bake.toml --shard 2/4                     a quarter of the names, into bake.lock.2-of-4
+  prebake lock -f bake.toml --merge bake.lock.*-of-4        all four into bake.lock";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -26,19 +30,36 @@ pub(super) struct LockArgs {
     #[command(flatten)]
     pub(super) fetch: FetchArgs,
     /// Only what this name leads to, and what is not locked yet
-    #[arg(long, value_name = "NAME", conflicts_with = "check")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["check", "shard"])]
     update: Vec<Reference>,
     /// Change nothing; 1 when a name leads to something else than when it was locked, or is not locked
     #[arg(long)]
     check: bool,
+    #[command(flatten)]
+    shard: ShardArgs,
+    /// Ask nobody: put these locks, of all shards, together
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["check", "update", "shard"])]
+    merge: Vec<PathBuf>,
 }
 
 pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
     let output = args.fetch.output;
-    let path = args.fetch.wanted.lock_path()?;
+    let mut path = args.fetch.wanted.lock_path()?;
     args.fetch.wanted.default_root = Some(".".into());
+    if let Some(shard) = args.shard.shard {
+        path.as_mut_os_string().push(format!(".{}-of-{}", shard.index(), shard.of()));
+    }
     let before = if path.exists() { read(&path)? } else { Lock::default() };
     let mut request = args.fetch.request(None)?;
+    if !args.merge.is_empty() {
+        let after = merge(&request, &args.merge)?;
+        output::write_file(&path, &after.to_string())?;
+        tell_changes(&path, &before, &after, output);
+        return Ok(0);
+    }
+    if let Some(shard) = args.shard.shard {
+        keep_own(&mut request, shard);
+    }
     if args.check {
         return check(request, &before, output);
     }
@@ -74,6 +95,47 @@ pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
     output::write_file(&path, &after.to_string())?;
     tell_changes(&path, &before, &after, output);
     Ok(0)
+}
+
+/// Leaves a shard's names: split as blobs are, each as large as the others.
+fn keep_own(request: &mut Request, shard: Shard) {
+    let key = |image: &Wanted| Digest::of(image.reference.to_string().as_bytes());
+    let keys: Vec<Digest> = request.images.iter().map(key).collect();
+    let share = Share::new(shard, keys.iter().map(|key| (key, 1)));
+    request.images.retain(|image| share.has(&key(image)));
+}
+
+/// All that shards locked, together; they may not contradict each other, and have to have everything.
+fn merge(request: &Request, files: &[PathBuf]) -> Result<Lock, Failed> {
+    let (mut all, mut wrong) = (Lock::default(), Vec::new());
+    let mut from: BTreeMap<String, &Path> = BTreeMap::new();
+    for path in files {
+        for (name, image) in read(path)?.images {
+            let other = from.entry(name.clone()).or_insert(path);
+            let known = all.images.entry(name.clone()).or_insert_with(|| image.clone());
+            if *known != image {
+                let (other, path) = (other.display(), path.display());
+                wrong.push(format!(
+                    "{name} is {} in {other} and {} in {path}",
+                    known.target.digest, image.target.digest
+                ));
+            }
+        }
+    }
+    for image in &request.images {
+        let name = image.reference.to_string();
+        let locked = all.images.get(&name);
+        for platform in &image.platforms {
+            if locked.is_none_or(|locked| !locked.platforms.contains_key(&platform.to_string())) {
+                wrong.push(format!(
+                    "{name} for {platform} is in none of them; `prebake lock --shard` makes those of each shard"
+                ));
+            }
+        }
+    }
+    let asked: BTreeSet<String> = request.images.iter().map(|image| image.reference.to_string()).collect();
+    all.images.retain(|name, _| asked.contains(name));
+    if wrong.is_empty() { Ok(all) } else { Err(Failed::usage(wrong.join("\n"))) }
 }
 
 fn read(path: &Path) -> Result<Lock, Failed> {

@@ -29,6 +29,7 @@ mod registry;
 mod repair;
 mod seal;
 mod serve;
+mod shard;
 mod sync;
 mod unpack;
 mod wanted;
@@ -90,7 +91,7 @@ enum Command {
     Lock(lock::LockArgs),
     /// Pull images' blobs into a root; `bootstrap` makes them known to containerd later
     #[command(after_help = bake::FETCH_EXAMPLES)]
-    Fetch(bake::FetchArgs),
+    Fetch(bake::FetchCommand),
     /// Unpack images that are in a root already, and make them known to containerd
     Unpack(unpack::UnpackArgs),
     /// Make everything that was fetched into a root known to containerd: in its metadata, or over its socket
@@ -243,7 +244,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let json = match &command {
         Command::Bake(args) => args.bake.fetch.output.json,
-        Command::Fetch(args) => args.output.json,
+        Command::Fetch(args) => args.fetch.output.json,
         Command::Plan(args) => args.json(),
         Command::Lock(args) => args.fetch.output.json,
         Command::Unpack(args) => args.output.json,

@@ -139,6 +139,7 @@ fn line(event: &Event<'_>) -> Option<String> {
             format!("resolved {image} to {digest} ({platforms}, {blobs} blobs, {bytes})")
         }
         Event::ImageFetched { image, .. } => format!("fetched {image}"),
+        Event::ImageLeft { image } => format!("left to other shards: {image}"),
         Event::ImageCopied { image, to, changed: true, .. } => format!("copied {image} to {to}"),
         Event::ImageCopied { to, .. } => format!("up to date: {to}"),
         Event::Bootstrapped { namespace, images, changed: true } => {

@@ -52,5 +52,5 @@ pub(super) fn run(args: &UnpackArgs) -> Result<u8, Failed> {
         output::say("the root has no images");
         return Ok(0);
     }
-    Ok(bake::end(&report, signal, output))
+    Ok(bake::end(&report, signal, None, output))
 }

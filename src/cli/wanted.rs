@@ -12,9 +12,10 @@ use prebake::oci::{Platform, Reference};
 use prebake::root::CONTAINERD_ROOT;
 use prebake::snapshot::OVERLAYFS;
 use prebake::source::{self, Held, Local};
-use prebake::spec::{self, Image, Lock, Named, Place, Spec, SpecError};
+use prebake::spec::{self, Image, Lock, Named, Place, Share, Spec, SpecError};
 use prebake::trust::PublicKey;
 
+use super::shard::ShardArgs;
 use super::{Failed, RootArgs};
 
 /// Which images.
@@ -194,6 +195,19 @@ impl WantedArgs {
             trusted.push(Trusted { pattern: "*".to_owned(), key: key(path).map_err(Failed::usage)? });
         }
         Ok(Asked { root, images, trusted, spec })
+    }
+
+    /// A shard's share of what the lock names.
+    pub(super) fn share(&self, ShardArgs { shard }: ShardArgs) -> Result<Option<Arc<Share>>, Failed> {
+        let Some(shard) = shard else { return Ok(None) };
+        if !self.locked {
+            return Err(Failed::usage(
+                "--shard needs --locked: each shard takes its share from the lock alone, so that all split the same; `prebake lock` makes one",
+            ));
+        }
+        let path = self.lock_path()?;
+        let lock = Lock::parse(&text(&path)?, &path.display().to_string()).map_err(Failed::new)?;
+        Ok(Some(Arc::new(Share::of_lock(shard, &lock))))
     }
 
     /// Where the lock is.

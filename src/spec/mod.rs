@@ -8,6 +8,7 @@ mod lock;
 mod mirror;
 mod place;
 mod rules;
+mod shard;
 mod size;
 
 pub use components::from_components;
@@ -18,6 +19,7 @@ pub use lock::{Lock, LockedImage, LockedPlatform};
 pub use mirror::{Mirror, MirrorImage, MirrorTarget, NoDestination, Referrers, Rewrite, Which};
 pub use place::{Named, Place, PlaceError, Scheme};
 pub use rules::{Choice, Policy, Reason, Rule, Sizes, choose};
+pub use shard::{MAX_SHARDS, Shard, ShardError, Share, Split};
 pub use size::parse_size;
 
 /// What is wrong with a text, and where.

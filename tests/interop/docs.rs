@@ -49,6 +49,7 @@ pages! {
     report: "docs/report.md",
     readme: "README.md",
     serve: "docs/serve.md",
+    sharding: "docs/sharding.md",
 }
 
 /// What is to be done for a page.

@@ -32,6 +32,7 @@ mod resume;
 mod schema;
 mod script;
 mod serve;
+mod shard;
 mod sides;
 mod signed;
 mod snapshots;

@@ -109,7 +109,10 @@ fn twenty_bakers_get_each_blob_once() {
             spec += &format!("[layer.{name}]\nfiles = [{{ path = \"of/{name}\", random = 3000 }}]\n");
         }
         let layers: Vec<String> = (0..7).map(|layer| format!("\"l{image}-{layer}\"")).collect();
-        spec += &format!("[[image]]\nname = \"i{image}:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [{}]\n", layers.join(", "));
+        spec += &format!(
+            "[[image]]\nname = \"i{image}:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [{}]\n",
+            layers.join(", ")
+        );
     }
     let content = build(&spec);
     let all = content.blobs.len();
@@ -121,7 +124,12 @@ fn twenty_bakers_get_each_blob_once() {
     let start = |baker: usize| -> Child {
         let mut bake = command();
         bake.args(["bake", "--quiet", "--platform", "linux/amd64", "--concurrency", "2", "--cache-claim-expiry", "2s"]);
-        bake.arg("--cache").arg(place.url()).arg("--root").arg(place.root(&format!("root{baker}"))).arg("--file").arg(&list);
+        bake.arg("--cache")
+            .arg(place.url())
+            .arg("--root")
+            .arg(place.root(&format!("root{baker}")))
+            .arg("--file")
+            .arg(&list);
         bake.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut bakers: Vec<Option<Child>> = (0..BAKERS).map(|baker| Some(start(baker))).collect();
@@ -204,7 +212,11 @@ fn what_is_wrong_is_replaced_and_told_and_never_used() {
         registry.asked();
         fs::write(place.blob(hex), &bytes).unwrap();
         let run = place.bake(root, "", &name).expect(0);
-        assert!(run.stdout.lines().any(|line| line.contains("\"trouble\":\"wrong\"") && line.contains(hex)), "{}", run.stdout);
+        assert!(
+            run.stdout.lines().any(|line| line.contains("\"trouble\":\"wrong\"") && line.contains(hex)),
+            "{}",
+            run.stdout
+        );
         assert_eq!(run.last_json()["cache"]["wrong"], 1, "{root}");
         assert_eq!(got(&registry.asked()), BTreeMap::from([(format!("sha256:{hex}"), 1)]), "{root}");
         prebake(&place.root(root), "check").expect(0);
@@ -238,7 +250,15 @@ fn a_cache_that_fails_slows_a_bake_and_no_more() {
     // Nobody listens there.
     let mut command = command();
     command.env("AWS_ENDPOINT", "http://127.0.0.1:1").env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "y");
-    command.args(["bake", "--platform", "linux/amd64", "--cache", "s3://bucket/x", &registry.reference("app:1"), "--root"]);
+    command.args([
+        "bake",
+        "--platform",
+        "linux/amd64",
+        "--cache",
+        "s3://bucket/x",
+        &registry.reference("app:1"),
+        "--root",
+    ]);
     let root = dir.path().join("c");
     fs::create_dir(&root).unwrap();
     let run = Run::from(command.arg(&root).output().unwrap()).expect(0);
@@ -370,11 +390,13 @@ fn a_cache_is_warmed_without_a_root() {
     let registry = TestRegistry::start(app());
     let place = Place::new();
     let name = registry.reference("app:1");
-    let warm = |more: &str| {
-        place.care(&format!("warm --json --platform linux/amd64 {more} {name}"))
-    };
+    let warm = |more: &str| place.care(&format!("warm --json --platform linux/amd64 {more} {name}"));
     let first = warm("").expect(0).last_json();
-    assert_eq!((&first["fetched_blobs"], &first["present_blobs"]), (&2.into(), &0.into()), "documents go by themselves");
+    assert_eq!(
+        (&first["fetched_blobs"], &first["present_blobs"]),
+        (&2.into(), &0.into()),
+        "documents go by themselves"
+    );
     assert_eq!(first["cache"]["stored"], 4);
     let second = warm("").expect(0).last_json();
     assert_eq!((&second["fetched_blobs"], &second["present_blobs"]), (&0.into(), &2.into()));
@@ -383,7 +405,11 @@ fn a_cache_is_warmed_without_a_root() {
     assert_eq!(got(&registry.asked()).len(), 0);
     sound(&place.root("root"), 1);
     // By a bake.toml.
-    fs::write(place.dir.path().join("bake.toml"), format!("images = [\"{name}\"]\n[cache]\nurl = \"{}\"\nrequired = true\nclaim-expiry = \"30s\"\n", place.url())).unwrap();
+    fs::write(
+        place.dir.path().join("bake.toml"),
+        format!("images = [\"{name}\"]\n[cache]\nurl = \"{}\"\nrequired = true\nclaim-expiry = \"30s\"\n", place.url()),
+    )
+    .unwrap();
     let root = place.root("toml");
     let file = place.dir.path().join("bake.toml");
     let run = prebake(&root, &format!("bake --json --platform linux/amd64 -f {}", file.display())).expect(0);

@@ -39,6 +39,7 @@ mod repair;
 mod reproducible;
 mod scale;
 mod serve;
+mod shard;
 mod soak;
 mod spec;
 mod start;

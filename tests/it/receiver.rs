@@ -24,6 +24,8 @@ pub struct State {
     /// Media type and bytes, by repository and tag or digest.
     pub documents: BTreeMap<(String, String), (String, Bytes)>,
     uploads: BTreeMap<String, Vec<u8>>,
+    /// Uploads that ever began.
+    begun: usize,
     /// `METHOD path?query content-range`, as they came.
     pub asked: Vec<String>,
 }
@@ -234,7 +236,8 @@ impl State {
         manner: &Manner,
         name: &str,
     ) -> Response<Body> {
-        let id = if id.is_empty() { format!("u{}", self.uploads.len()) } else { id.to_owned() };
+        self.begun += usize::from(id.is_empty());
+        let id = if id.is_empty() { format!("u{}", self.begun) } else { id.to_owned() };
         let host = if manner.absolute { format!("http://{name}") } else { String::new() };
         let location = format!("{host}/v2/{repository}/blobs/uploads/{id}?_state=a%2Fb&x=1");
         let min_chunk = manner.min_chunk.unwrap_or_default().to_string();
