@@ -403,24 +403,30 @@ impl Cache {
     /// Makes sure that it can be reached, and finds out what it can do.
     async fn greet(&self) -> Result<()> {
         let made = match self.store.put_new(MARKER, VERSION.to_owned()).await {
-            Err(Error::Store { why: Why::Refused, .. }) => {
-                self.read_only.store(true, Ordering::Relaxed);
-                (self.tell)(&Trouble::ReadOnly);
-                false
-            }
-            made => made?,
+            Err(Error::Store { why: Why::Refused, .. }) => None,
+            Err(Error::Store { why: Why::Full, .. }) if !self.required => None,
+            made => Some(made?),
         };
         // Nobody but a store that does not know the condition takes it twice.
-        if made && self.store.put_new(MARKER, VERSION.to_owned()).await? {
+        if made == Some(true) && self.store.put_new(MARKER, VERSION.to_owned()).await? {
             self.unconditional.store(true, Ordering::Relaxed);
             (self.tell)(&Trouble::Unconditional);
         }
         match self.store.get_small(MARKER, 1024).await? {
             Some((_, text)) if *text != *VERSION.as_bytes() => {
                 let version = String::from_utf8_lossy(&text).trim().to_owned();
-                Err(Error::Version { place: self.place().to_owned(), version })
+                return Err(Error::Version { place: self.place().to_owned(), version });
             }
-            _ => Ok(()),
+            // Whoever may not even read has no use for it.
+            _ if made.is_none() => self.write_no_more(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn write_no_more(&self) {
+        if !self.read_only.swap(true, Ordering::Relaxed) {
+            (self.tell)(&Trouble::ReadOnly);
         }
     }
 
@@ -432,9 +438,13 @@ impl Cache {
         self.in_a_row.store(0, Ordering::Relaxed);
     }
 
-    /// Counts a failure; after several in a row the store is not asked any more.
+    /// Counts a failure; after several in a row the store is not asked any more, and not written to where it has no room or says
+    /// no: what it has is of use, and others need not wait for what this run could not store.
     fn failed(&self, error: &Error) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        if let Error::Store { why: Why::Refused | Why::Full, doing: "writing", .. } = error {
+            return self.write_no_more();
+        }
         if self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
             self.switch_off(error);
         }
