@@ -31,7 +31,7 @@ use futures_util::stream::BoxStream;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, watch};
 
 pub use self::blob::{Reader, Writer};
 pub use self::care::{Pruned, Pruning, Stats, Unsound};
@@ -49,8 +49,6 @@ const MARKER: &str = "prebake-cache";
 const VERSION: &str = "1\n";
 /// So many failures one after another, and the store is not asked any more.
 const FAILURES: u32 = 3;
-/// More than ever is under way.
-const BEHIND: u32 = 1 << 20;
 /// How long a run waits at its end for what is still being stored.
 const LAST_WAIT: Duration = Duration::from_secs(120);
 
@@ -230,8 +228,8 @@ pub struct Cache {
     ignored: Mutex<HashSet<Digest>>,
     /// What was read and stored since it was last noted.
     used: Mutex<BTreeSet<Digest>>,
-    /// What is still being written behind whoever asked for it: each has one of many.
-    behind: Arc<Semaphore>,
+    /// How much is still being written behind whoever asked for it.
+    behind: watch::Sender<usize>,
 }
 
 /// Who gets a blob.
@@ -278,7 +276,7 @@ impl Cache {
             doubted: Mutex::default(),
             ignored: Mutex::default(),
             used: Mutex::default(),
-            behind: Arc::new(Semaphore::new(BEHIND as usize)),
+            behind: watch::Sender::new(0),
         })))
     }
 
@@ -483,10 +481,11 @@ impl Cache {
     /// Does something that nobody waits for before the end of the run.
     fn behind(&self, work: impl Future<Output = ()> + Send + 'static) {
         // Where nothing runs any more, claims expire.
-        let (Ok(runtime), Ok(turn)) = (Handle::try_current(), self.behind.clone().try_acquire_owned()) else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        let behind = Behind::begin(&self.behind);
         runtime.spawn(async move {
             work.await;
-            drop(turn);
+            drop(behind);
         });
     }
 
@@ -496,7 +495,7 @@ impl Cache {
     /// [`Error`], where the cache is required.
     pub async fn settle(&self) -> Result<()> {
         lock(&self.turns).clear();
-        let _ = tokio::time::timeout(LAST_WAIT, self.behind.acquire_many(BEHIND)).await;
+        let _ = tokio::time::timeout(LAST_WAIT, self.behind.subscribe().wait_for(|left| *left == 0)).await;
         let used = std::mem::take(&mut *lock(&self.used));
         if used.is_empty() || !self.may_write() {
             return Ok(());
@@ -511,6 +510,22 @@ impl Cache {
             }
             Ok(()) => Ok(()),
         }
+    }
+}
+
+/// Something that is still being written. What ends may begin something else before it does: a claim that is given up.
+struct Behind(watch::Sender<usize>);
+
+impl Behind {
+    fn begin(all: &watch::Sender<usize>) -> Self {
+        all.send_modify(|left| *left += 1);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.0.send_modify(|left| *left -= 1);
     }
 }
 
