@@ -1,7 +1,6 @@
 //! Blobs and documents of many images, each once, into the content store.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePerm
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::coming::{Coming, Piped, Progress};
+use super::coming::{Begin, Coming, Piped, Progress};
 use super::event::notices;
 use super::resolve::ref_kind;
 use super::{Error, Event, Listener, Request, Totals, Wanted};
@@ -672,18 +671,6 @@ impl Blobs {
         drop(totals);
         self.listener.on(&Event::BlobDone { digest: &descriptor.digest, size: descriptor.size, fetched });
     }
-}
-
-/// Where a transfer begins.
-#[derive(Default)]
-struct Begin {
-    from: u64,
-    /// The entity tag of what is there.
-    tag: Option<String>,
-    /// Takes that of what comes.
-    tell: Option<oneshot::Sender<String>>,
-    /// What is there.
-    here: Option<File>,
 }
 
 /// Whether asking once more may help: what came was not what was promised.

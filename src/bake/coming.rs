@@ -1,11 +1,12 @@
 //! A blob's bytes on their way.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Event, Listener};
 use crate::content::Growing;
@@ -85,4 +86,16 @@ impl Drop for Progress<'_> {
             self.listener.on(&Event::BlobFailed { digest: self.digest, lost });
         }
     }
+}
+
+/// Where a transfer begins.
+#[derive(Default)]
+pub(super) struct Begin {
+    pub(super) from: u64,
+    /// The entity tag of what is there.
+    pub(super) tag: Option<String>,
+    /// Takes that of what comes.
+    pub(super) tell: Option<oneshot::Sender<String>>,
+    /// What is there.
+    pub(super) here: Option<File>,
 }

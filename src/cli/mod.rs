@@ -231,6 +231,11 @@ impl Failed {
 
 /// Parses the arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
+    // A defect of prebake's own does no more than a kill: what is in place stays, and nothing is half done.
+    std::panic::set_hook(Box::new(|panic| {
+        output::tell(format!("prebake: a defect in prebake itself: {panic}; what is in place is whole, run it again"));
+        std::process::exit(1);
+    }));
     let cli = Cli::parse();
     let Some(command) = cli.command else {
         about::version(cli.json);

@@ -12,6 +12,8 @@ mod bolt;
 mod bolt_cli;
 mod bolt_fuzz;
 mod bundle;
+#[cfg(feature = "cache")]
+mod cache;
 mod campaign;
 mod check;
 mod copy;

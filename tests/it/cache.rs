@@ -1,0 +1,391 @@
+//! A cache that many bakers share, in a directory: each blob leaves its registry once, and nothing of the cache is believed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, FileTimes};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use hyper::Method;
+use prebake::fixture::Content;
+use serde_json::Value;
+
+use crate::answers::layer_of;
+use crate::support::content::build;
+use crate::support::prebake::{Run, blobs, command, prebake};
+use crate::support::registry::TestRegistry;
+
+/// Bakers that begin at the same moment.
+const BAKERS: usize = 20;
+/// Of those, so many are killed on the way.
+const KILLED: usize = 4;
+
+/// A directory for the cache, and one for roots.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}", self.cache().display())
+    }
+
+    fn root(&self, name: &str) -> PathBuf {
+        let root = self.dir.path().join(name);
+        fs::create_dir_all(&root).unwrap();
+        root
+    }
+
+    fn bake(&self, root: &str, more: &str, names: &str) -> Run {
+        let arguments = format!("bake --json --platform linux/amd64 --cache {} {more} {names}", self.url());
+        prebake(&self.root(root), &arguments)
+    }
+
+    /// `prebake cache …`.
+    fn care(&self, arguments: &str) -> Run {
+        let url = self.url();
+        command().arg("cache").args(arguments.split_whitespace()).args(["--cache", &url]).output().unwrap().into()
+    }
+
+    /// Files of the cache below a directory of it.
+    fn files(&self, below: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.cache().join(below)];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { dirs.push(path) } else { found.push(path) }
+            }
+        }
+        found
+    }
+
+    fn blob(&self, hex: &str) -> PathBuf {
+        self.cache().join("blobs/sha256").join(hex)
+    }
+}
+
+fn app() -> Content {
+    build(
+        "[layer.big]\nfiles = [{ path = \"f\", random = 12_000_000 }]\n[layer.small]\nfiles = [{ path = \"g\", random = 1000 }]\n\
+         [[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"big\", \"small\"]\n",
+    )
+}
+
+/// How often each blob and document was got by digest.
+fn got(asked: &[String]) -> BTreeMap<String, usize> {
+    let mut got = BTreeMap::new();
+    for request in asked {
+        if let Some((way, digest)) = request.rsplit_once('/')
+            && way.starts_with("GET ")
+            && digest.starts_with("sha256:")
+        {
+            *got.entry(digest.to_owned()).or_default() += 1;
+        }
+    }
+    got
+}
+
+fn sound(root: &Path, images: usize) {
+    prebake(root, "check").expect(0);
+    assert_eq!(prebake(root, "images --json").expect(0).stdout.lines().count(), 3 * images);
+}
+
+#[test]
+fn twenty_bakers_get_each_blob_once() {
+    let images: usize = 40;
+    let mut spec = String::new();
+    for image in 0..images {
+        for layer in 0..7 {
+            let name = format!("l{image}-{layer}");
+            spec += &format!("[layer.{name}]\nfiles = [{{ path = \"of/{name}\", random = 3000 }}]\n");
+        }
+        let layers: Vec<String> = (0..7).map(|layer| format!("\"l{image}-{layer}\"")).collect();
+        spec += &format!("[[image]]\nname = \"i{image}:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [{}]\n", layers.join(", "));
+    }
+    let content = build(&spec);
+    let all = content.blobs.len();
+    let registry = TestRegistry::start(content);
+    let place = Place::new();
+    let list = place.dir.path().join("images.txt");
+    let names: Vec<String> = (0..images).map(|image| registry.reference(&format!("i{image}:1"))).collect();
+    fs::write(&list, names.join("\n")).unwrap();
+    let start = |baker: usize| -> Child {
+        let mut bake = command();
+        bake.args(["bake", "--quiet", "--platform", "linux/amd64", "--concurrency", "2", "--cache-claim-expiry", "2s"]);
+        bake.arg("--cache").arg(place.url()).arg("--root").arg(place.root(&format!("root{baker}"))).arg("--file").arg(&list);
+        bake.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut bakers: Vec<Option<Child>> = (0..BAKERS).map(|baker| Some(start(baker))).collect();
+    let mut asked = Vec::new();
+    for killed in 0..KILLED {
+        // In the middle of it, by what is done and not by the clock.
+        let until = all * (killed + 1) / (KILLED + 2);
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while got(&asked).len() < until {
+            assert!(Instant::now() < deadline, "{} of {until}", got(&asked).len());
+            std::thread::sleep(Duration::from_millis(5));
+            asked.extend(registry.asked());
+        }
+        let mut baker = bakers[killed * 5].take().unwrap();
+        baker.kill().unwrap();
+        baker.wait().unwrap();
+    }
+    for killed in 0..KILLED {
+        bakers[killed * 5] = Some(start(killed * 5));
+    }
+    for (baker, child) in bakers.into_iter().enumerate() {
+        Run::from(child.unwrap().wait_with_output().unwrap()).expect(0);
+        sound(&place.root(&format!("root{baker}")), images);
+    }
+    asked.extend(registry.asked());
+    let got = got(&asked);
+    let times: usize = got.values().sum();
+    assert_eq!(got.len(), all, "each was asked for");
+    eprintln!("{all} blobs, {times} requests");
+    assert!(times * 100 <= all * 105, "{times} requests for {all} blobs");
+    place.care("check").expect(0);
+    let stats = place.care("stats --json").expect(0).last_json();
+    assert_eq!(stats["blobs"], all);
+    assert_eq!(place.files("claims"), Vec::<PathBuf>::new(), "no claim is left, of the dead neither");
+}
+
+#[test]
+fn what_one_stored_another_has_without_the_registry() {
+    let content = app();
+    let target = content.tags[&("app".to_owned(), "1".to_owned())].clone();
+    let registry = TestRegistry::start(content);
+    let place = Place::new();
+    let by_tag = registry.reference("app:1");
+    let first = place.bake("one", "", &by_tag).expect(0).last_json();
+    assert_eq!(first["cache"]["stored"], 4);
+    assert_eq!(first["cache"]["hits"], 0);
+    assert_eq!(got(&registry.asked()).len(), 4);
+    let second = place.bake("two", "", &by_tag).expect(0).last_json();
+    assert_eq!(second["cache"]["hits"], 4);
+    assert_eq!(second["cache"]["stored"], 0);
+    let asked = registry.asked();
+    assert!(asked.iter().all(|request| request.starts_with(Method::HEAD.as_str())), "{asked:?}");
+    assert_eq!(blobs(&place.root("one")), blobs(&place.root("two")));
+    // With a digest, nobody need be there at all.
+    let by_digest = registry.reference(&format!("app@{target}"));
+    drop(registry);
+    place.bake("three", "", &by_digest).expect(0);
+    prebake(&place.root("three"), "check").expect(0);
+}
+
+#[test]
+fn what_is_wrong_is_replaced_and_told_and_never_used() {
+    let content = app();
+    let (layer, right) = layer_of(&content);
+    let registry = TestRegistry::start(content.clone());
+    let place = Place::new();
+    let name = registry.reference("app:1");
+    place.bake("fill", "", &name).expect(0);
+    let hex = layer.rsplit_once(':').unwrap().1.to_owned();
+    let manifest = content.tags[&("app".to_owned(), "1".to_owned())].hex().to_owned();
+    let mut changed = right.to_vec();
+    changed[100_000] ^= 1;
+    let wrong: [(&str, &str, Vec<u8>); 4] = [
+        ("changed", &hex, changed),
+        ("cut", &hex, right[..5_000_000].to_vec()),
+        ("empty", &hex, Vec::new()),
+        ("document", &manifest, b"{}".to_vec()),
+    ];
+    for (root, hex, bytes) in wrong {
+        registry.asked();
+        fs::write(place.blob(hex), &bytes).unwrap();
+        let run = place.bake(root, "", &name).expect(0);
+        assert!(run.stdout.lines().any(|line| line.contains("\"trouble\":\"wrong\"") && line.contains(hex)), "{}", run.stdout);
+        assert_eq!(run.last_json()["cache"]["wrong"], 1, "{root}");
+        assert_eq!(got(&registry.asked()), BTreeMap::from([(format!("sha256:{hex}"), 1)]), "{root}");
+        prebake(&place.root(root), "check").expect(0);
+        assert_eq!(fs::read(place.blob(hex)).unwrap(), *content.blobs[&format!("sha256:{hex}").parse().unwrap()].1);
+    }
+    // Who looks for it finds it as well.
+    fs::write(place.blob(&hex), "nothing").unwrap();
+    assert!(place.care("check").expect(6).stdout.contains(&hex));
+    assert!(place.care("check --remove").expect(6).stdout.contains("it is removed"));
+    assert!(!place.blob(&hex).exists());
+    place.care("check").expect(0);
+}
+
+#[test]
+fn a_cache_that_fails_slows_a_bake_and_no_more() {
+    let registry = TestRegistry::start(app());
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = "/dev/null/cache";
+    let bake = |root: &str, more: &str| {
+        let root = dir.path().join(root);
+        fs::create_dir(&root).unwrap();
+        let name = registry.reference("app:1");
+        let run = prebake(&root, &format!("bake --platform linux/amd64 --cache {more} {name}"));
+        (root, run)
+    };
+    let (root, run) = bake("a", &format!("file://{nobody}"));
+    assert!(run.expect(0).stderr.contains("going on without the cache"));
+    sound(&root, 1);
+    let (_, run) = bake("b", &format!("file://{nobody} --cache-required"));
+    assert!(run.expect(1).stderr.contains("the cache file:///dev/null/cache failed"));
+    // Nobody listens there.
+    let mut command = command();
+    command.env("AWS_ENDPOINT", "http://127.0.0.1:1").env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "y");
+    command.args(["bake", "--platform", "linux/amd64", "--cache", "s3://bucket/x", &registry.reference("app:1"), "--root"]);
+    let root = dir.path().join("c");
+    fs::create_dir(&root).unwrap();
+    let run = Run::from(command.arg(&root).output().unwrap()).expect(0);
+    assert!(run.stderr.contains("going on without the cache"), "{}", run.stderr);
+    sound(&root, 1);
+    for (url, why) in [("ftp://x/y", "is no kind of store"), ("s3://", "names no bucket"), ("cache", "is no URL")] {
+        let (_, run) = bake(&format!("wrong-{}", why.len()), url);
+        assert!(run.expect(2).stderr.contains(why));
+    }
+}
+
+#[test]
+fn a_claimant_that_dies_is_replaced() {
+    let registry = TestRegistry::slow(app(), 100_000, Duration::from_millis(20));
+    let place = Place::new();
+    let arguments = format!(
+        "bake --platform linux/amd64 --cache-claim-expiry 1s --cache {} {}",
+        place.url(),
+        registry.reference("app:1")
+    );
+    let mut first = crate::support::prebake::start(&place.root("first"), &arguments);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while got(&registry.asked()).is_empty() || place.files("claims").is_empty() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(!place.files("claims").is_empty(), "it left its claims");
+    place.bake("second", "--cache-claim-expiry 1s", &registry.reference("app:1")).expect(0);
+    sound(&place.root("second"), 1);
+    // The dead one's claims are gone with those of who took its place; what it has of the layer, it goes on with.
+    assert_eq!(place.files("claims"), Vec::<PathBuf>::new());
+    registry.asked();
+    prebake(&place.root("first"), &arguments).expect(0);
+    assert_eq!(got(&registry.asked()).len(), 0);
+    sound(&place.root("first"), 1);
+}
+
+#[test]
+fn what_is_gone_on_with_is_stored_whole() {
+    let content = app();
+    let (layer, right) = layer_of(&content);
+    let registry = TestRegistry::slow(content, 200_000, Duration::from_millis(20));
+    let place = Place::new();
+    let root = place.root("root");
+    let name = registry.reference("app:1");
+    let mut first = crate::support::prebake::start(&root, &format!("bake --platform linux/amd64 {name}"));
+    let ingests = root.join("var/lib/containerd/io.containerd.content.v1.content/ingest");
+    let came = || {
+        let dirs = fs::read_dir(&ingests).into_iter().flatten().flatten();
+        dirs.filter_map(|dir| dir.path().join("data").metadata().ok()).map(|data| data.len()).max().unwrap_or(0)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while came() < 3_000_000 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    place.bake("root", "", &name).expect(0);
+    let hex = layer.rsplit_once(':').unwrap().1;
+    assert!(fs::read(place.blob(hex)).unwrap() == *right, "its first bytes were here, the others came");
+}
+
+/// Makes files of the cache as old as that.
+fn age(files: &[PathBuf], days: u64) {
+    let then = SystemTime::now() - Duration::from_secs(days * 86_400);
+    for file in files {
+        File::options().write(true).open(file).unwrap().set_times(FileTimes::new().set_modified(then)).unwrap();
+    }
+}
+
+#[test]
+fn what_nobody_needs_goes() {
+    let content = build(
+        "[layer.a]\nfiles = [{ path = \"f\", random = 300_000 }]\n[layer.b]\nfiles = [{ path = \"g\", random = 200_000 }]\n\
+         [[image]]\nname = \"a:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"a\"]\n\
+         [[image]]\nname = \"b:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"b\"]\n",
+    );
+    let registry = TestRegistry::start(content);
+    let place = Place::new();
+    let (a, b) = (registry.reference("a:1"), registry.reference("b:1"));
+    place.bake("one", "", &a).expect(0);
+    place.bake("two", "", &b).expect(0);
+    let pruned = |arguments: &str| -> Value { place.care(&format!("prune --json {arguments}")).expect(0).last_json() };
+    assert_eq!(pruned("--max-size 0B")["blobs"], 0, "what was just used stays");
+    age(&place.files("blobs"), 40);
+    age(&place.files("used"), 40);
+    // Used again, by a run that only read.
+    place.bake("three", "", &a).expect(0);
+    assert_eq!(pruned("--unused 30d --dry-run")["blobs"], 3);
+    assert_eq!(place.files("blobs").len(), 6);
+    assert_eq!(pruned("--unused 30d")["blobs"], 3);
+    assert_eq!(place.files("blobs").len(), 3);
+    registry.asked();
+    place.bake("four", "", &a).expect(0);
+    assert_eq!(got(&registry.asked()).len(), 0, "it was used");
+    // By size: what was used longest ago goes first, and a claim keeps what it is about.
+    place.bake("five", "", &b).expect(0);
+    age(&place.files("blobs"), 2);
+    age(&place.files("used"), 2);
+    let largest = place.files("blobs").into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let claim = place.cache().join("claims/sha256").join(largest.file_name().unwrap());
+    fs::create_dir_all(&claim).unwrap();
+    fs::write(claim.join("0"), "somebody's").unwrap();
+    let left = pruned("--max-size 400KiB");
+    assert!(left["kept_bytes"].as_u64().unwrap() <= 400 << 10, "{left}");
+    assert!(largest.exists());
+    // While another one bakes.
+    let mut spec = String::from("images = [\n");
+    spec += &format!("\"{a}\", \"{b}\"]\n");
+    fs::write(place.dir.path().join("bake.toml"), spec).unwrap();
+    fs::remove_dir_all(claim).unwrap();
+    for round in 0..5 {
+        let root = format!("round{round}");
+        let arguments = format!("bake --platform linux/amd64 --cache {} {a} {b}", place.url());
+        let baking = crate::support::prebake::start(&place.root(&root), &arguments);
+        age(&place.files("blobs"), 2);
+        age(&place.files("used"), 2);
+        pruned("--max-size 0B");
+        Run::from(baking.wait_with_output().unwrap()).expect(0);
+        sound(&place.root(&root), 2);
+    }
+}
+
+#[test]
+fn a_cache_is_warmed_without_a_root() {
+    let registry = TestRegistry::start(app());
+    let place = Place::new();
+    let name = registry.reference("app:1");
+    let warm = |more: &str| {
+        place.care(&format!("warm --json --platform linux/amd64 {more} {name}"))
+    };
+    let first = warm("").expect(0).last_json();
+    assert_eq!((&first["fetched_blobs"], &first["present_blobs"]), (&2.into(), &0.into()), "documents go by themselves");
+    assert_eq!(first["cache"]["stored"], 4);
+    let second = warm("").expect(0).last_json();
+    assert_eq!((&second["fetched_blobs"], &second["present_blobs"]), (&0.into(), &2.into()));
+    registry.asked();
+    place.bake("root", "", &name).expect(0);
+    assert_eq!(got(&registry.asked()).len(), 0);
+    sound(&place.root("root"), 1);
+    // By a bake.toml.
+    fs::write(place.dir.path().join("bake.toml"), format!("images = [\"{name}\"]\n[cache]\nurl = \"{}\"\nrequired = true\nclaim-expiry = \"30s\"\n", place.url())).unwrap();
+    let root = place.root("toml");
+    let file = place.dir.path().join("bake.toml");
+    let run = prebake(&root, &format!("bake --json --platform linux/amd64 -f {}", file.display())).expect(0);
+    assert_eq!(run.last_json()["cache"]["hits"], 4);
+}
