@@ -58,21 +58,24 @@ impl HttpService for Connector {
             let mut request = reqwest::Request::new(parts.method, url);
             *request.headers_mut() = parts.headers;
             *request.body_mut() = Some(reqwest::Body::wrap(body));
-            let response = client.execute(request).await.map_err(of_reqwest)?;
+            // Whatever was asked for here can be asked for again: conditions see to that, and blobs are named by their bytes. The
+            // crate asks again for a conditional write only where it takes the request for not sent.
+            let again = HttpErrorKind::Request;
+            let response = client.execute(request).await.map_err(|error| of_reqwest(error, again))?;
             let (parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
-            Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body.map_err(of_reqwest))))
+            let body = body.map_err(|error| of_reqwest(error, HttpErrorKind::Interrupted));
+            Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
         })
     }
 }
 
-/// Which of them are worth another try.
-fn of_reqwest(error: reqwest::Error) -> HttpError {
+/// Which of them are worth another try; `other` is the kind of most.
+fn of_reqwest(error: reqwest::Error, other: HttpErrorKind) -> HttpError {
     let kind = match &error {
         error if error.is_connect() => HttpErrorKind::Connect,
         error if error.is_timeout() => HttpErrorKind::Timeout,
         error if error.is_builder() => HttpErrorKind::Unknown,
-        // Whatever was asked for here can be asked for again: conditions see to that, and blobs are named by their bytes.
-        _ => HttpErrorKind::Interrupted,
+        _ => other,
     };
     // A URL may be signed.
     HttpError::new(kind, error.without_url())

@@ -31,7 +31,7 @@ use futures_util::stream::BoxStream;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, watch};
 
 pub use self::blob::{Reader, Writer};
 pub use self::care::{Pruned, Pruning, Stats, Unsound};
@@ -49,8 +49,6 @@ const MARKER: &str = "prebake-cache";
 const VERSION: &str = "1\n";
 /// So many failures one after another, and the store is not asked any more.
 const FAILURES: u32 = 3;
-/// More than ever is under way.
-const BEHIND: u32 = 1 << 20;
 /// How long a run waits at its end for what is still being stored.
 const LAST_WAIT: Duration = Duration::from_secs(120);
 
@@ -230,8 +228,8 @@ pub struct Cache {
     ignored: Mutex<HashSet<Digest>>,
     /// What was read and stored since it was last noted.
     used: Mutex<BTreeSet<Digest>>,
-    /// What is still being written behind whoever asked for it: each has one of many.
-    behind: Arc<Semaphore>,
+    /// How much is still being written behind whoever asked for it.
+    behind: watch::Sender<usize>,
 }
 
 /// Who gets a blob.
@@ -278,7 +276,7 @@ impl Cache {
             doubted: Mutex::default(),
             ignored: Mutex::default(),
             used: Mutex::default(),
-            behind: Arc::new(Semaphore::new(BEHIND as usize)),
+            behind: watch::Sender::new(0),
         })))
     }
 
@@ -403,24 +401,30 @@ impl Cache {
     /// Makes sure that it can be reached, and finds out what it can do.
     async fn greet(&self) -> Result<()> {
         let made = match self.store.put_new(MARKER, VERSION.to_owned()).await {
-            Err(Error::Store { why: Why::Refused, .. }) => {
-                self.read_only.store(true, Ordering::Relaxed);
-                (self.tell)(&Trouble::ReadOnly);
-                false
-            }
-            made => made?,
+            Err(Error::Store { why: Why::Refused, .. }) => None,
+            Err(Error::Store { why: Why::Full, .. }) if !self.required => None,
+            made => Some(made?),
         };
         // Nobody but a store that does not know the condition takes it twice.
-        if made && self.store.put_new(MARKER, VERSION.to_owned()).await? {
+        if made == Some(true) && self.store.put_new(MARKER, VERSION.to_owned()).await? {
             self.unconditional.store(true, Ordering::Relaxed);
             (self.tell)(&Trouble::Unconditional);
         }
         match self.store.get_small(MARKER, 1024).await? {
             Some((_, text)) if *text != *VERSION.as_bytes() => {
                 let version = String::from_utf8_lossy(&text).trim().to_owned();
-                Err(Error::Version { place: self.place().to_owned(), version })
+                return Err(Error::Version { place: self.place().to_owned(), version });
             }
-            _ => Ok(()),
+            // Whoever may not even read has no use for it.
+            _ if made.is_none() => self.write_no_more(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn write_no_more(&self) {
+        if !self.read_only.swap(true, Ordering::Relaxed) {
+            (self.tell)(&Trouble::ReadOnly);
         }
     }
 
@@ -432,9 +436,13 @@ impl Cache {
         self.in_a_row.store(0, Ordering::Relaxed);
     }
 
-    /// Counts a failure; after several in a row the store is not asked any more.
+    /// Counts a failure; after several in a row the store is not asked any more, and not written to where it has no room or says
+    /// no: what it has is of use, and others need not wait for what this run could not store.
     fn failed(&self, error: &Error) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        if let Error::Store { why: Why::Refused | Why::Full, doing: "writing", .. } = error {
+            return self.write_no_more();
+        }
         if self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
             self.switch_off(error);
         }
@@ -473,10 +481,11 @@ impl Cache {
     /// Does something that nobody waits for before the end of the run.
     fn behind(&self, work: impl Future<Output = ()> + Send + 'static) {
         // Where nothing runs any more, claims expire.
-        let (Ok(runtime), Ok(turn)) = (Handle::try_current(), self.behind.clone().try_acquire_owned()) else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        let behind = Behind::begin(&self.behind);
         runtime.spawn(async move {
             work.await;
-            drop(turn);
+            drop(behind);
         });
     }
 
@@ -486,7 +495,7 @@ impl Cache {
     /// [`Error`], where the cache is required.
     pub async fn settle(&self) -> Result<()> {
         lock(&self.turns).clear();
-        let _ = tokio::time::timeout(LAST_WAIT, self.behind.acquire_many(BEHIND)).await;
+        let _ = tokio::time::timeout(LAST_WAIT, self.behind.subscribe().wait_for(|left| *left == 0)).await;
         let used = std::mem::take(&mut *lock(&self.used));
         if used.is_empty() || !self.may_write() {
             return Ok(());
@@ -501,6 +510,22 @@ impl Cache {
             }
             Ok(()) => Ok(()),
         }
+    }
+}
+
+/// Something that is still being written. What ends may begin something else before it does: a claim that is given up.
+struct Behind(watch::Sender<usize>);
+
+impl Behind {
+    fn begin(all: &watch::Sender<usize>) -> Self {
+        all.send_modify(|left| *left += 1);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.0.send_modify(|left| *left -= 1);
     }
 }
 

@@ -57,8 +57,10 @@ impl Store {
         let retry = RetryConfig { backoff, max_retries: RETRIES, retry_timeout: RETRY_TIME };
         let objects: Arc<dyn ObjectStore> = match url.scheme {
             Scheme::S3 => {
-                // What is sent by TLS, and verified when it is read, needs no sum in its signature.
+                // What is sent by TLS, and verified when it is read, needs no sum in its signature. To remove many objects by one
+                // request is what not all stores know, and saves nothing here.
                 let builder = AmazonS3Builder::from_env().with_bucket_name(&url.bucket).with_unsigned_payload(true);
+                let builder = builder.with_disable_bulk_delete(true);
                 Arc::new(builder.with_retry(retry).with_http_connector(connector).build().map_err(error)?)
             }
             Scheme::Azure => {
@@ -215,7 +217,7 @@ impl Store {
     /// All that is below a key.
     pub(super) fn list(&self, below: &str) -> BoxStream<'_, Result<Object>> {
         self.counts.writes.fetch_add(1, Ordering::Relaxed);
-        let key = below.to_owned();
+        let key = if below.is_empty() { "everything" } else { below }.to_owned();
         let path = self.path(below);
         let all = self.objects.list(Some(&path));
         all.map(move |meta| meta.map(|meta| self.object(meta)).map_err(self.error("listing", &key))).boxed()
@@ -224,13 +226,18 @@ impl Store {
 
 fn of_store(doing: &'static str, what: &str, place: &str, source: object_store::Error) -> Error {
     use object_store::Error as Said;
-    let mut system = None;
+    // S3 has codes for it, of which each store has its own, and WebDAV's status.
+    const FULL: &[&str] = &["QuotaExceeded", "StorageFull", "507 Insufficient Storage"];
+    let (mut system, mut is_full) = (None, false);
     let mut cause = std::error::Error::source(&source);
     while let Some(error) = cause {
         system = system.or(error.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
+        let said = error.to_string();
+        is_full |= FULL.iter().any(|full| said.contains(full));
         cause = error.source();
     }
     let why = match (&source, system) {
+        _ if is_full => Why::Full,
         (Said::NotFound { .. }, _) => Why::Absent,
         // Stores that others wrote say it in either way.
         (Said::AlreadyExists { .. } | Said::Precondition { .. }, _) => Why::Exists,

@@ -84,12 +84,19 @@ impl Blob {
     async fn choose(&mut self) -> Result<Way> {
         let Some(cache) = &self.cache else { return Ok(Way::Direct) };
         let Descriptor { digest, size, .. } = &self.descriptor;
+        let mut tries = 2;
         let way = loop {
             match cache.turn(digest).await? {
-                Turn::Here => match cache.read(digest, *size, self.at).await? {
-                    Some(reader) => break Way::Cached(reader),
-                    None => break Way::Direct,
-                },
+                Turn::Here => {
+                    if let Some(reader) = cache.read(digest, *size, self.at).await? {
+                        break Way::Cached(reader);
+                    }
+                    // What was there was of another size and is gone: its place is to be filled.
+                    tries -= 1;
+                    if tries == 0 {
+                        break Way::Direct;
+                    }
+                }
                 Turn::Ours(claim) => {
                     break Way::Storing(claim.writer(*size, self.here.take().map(|file| (file, self.at))));
                 }

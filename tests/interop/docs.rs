@@ -27,6 +27,8 @@ const IMAGES: &str = include_str!("../../fixtures/docs.toml");
 /// Pages, and why a block of theirs is not run.
 const NOT_RUN: &[(&str, &str)] = &[
     ("README.md", "needs a containerd that runs on this machine, as tests/interop/live.rs starts one"),
+    ("docs/mirrors.md", "needs a cluster of machines on which Spegel runs"),
+    ("docs/mirrors.md", "needs Dragonfly's manager, schedulers and agents"),
     ("docs/ci.md", "starts a virtual machine; tests/interop/snippets.rs validates the template and runs its script"),
 ];
 
@@ -45,6 +47,7 @@ pages! {
     ci_fixtures: "docs/ci-fixtures.md",
     events: "docs/events.md",
     mirror: "docs/mirror.md",
+    mirrors: "docs/mirrors.md",
     node_image: "docs/node-image.md",
     report: "docs/report.md",
     readme: "README.md",

@@ -34,7 +34,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn wait_for(what: &str, log: &Path, mut ready: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, log: &Path, mut ready: impl FnMut() -> bool) {
     let start = Instant::now();
     while !ready() {
         assert!(start.elapsed() < PATIENCE, "{what} did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
@@ -43,11 +43,11 @@ fn wait_for(what: &str, log: &Path, mut ready: impl FnMut() -> bool) {
 }
 
 /// A process that is ended, and waited for, when dropped.
-struct Daemon(Child);
+pub struct Daemon(Child);
 
 impl Daemon {
     /// Starts it with its output in a file.
-    fn start(command: &mut Command, log: &Path) -> Self {
+    pub fn start(command: &mut Command, log: &Path) -> Self {
         let file = File::create(log).unwrap();
         Self(command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap())
     }

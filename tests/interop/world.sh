@@ -75,5 +75,5 @@ registry closed 127.0.0.2:443 closed "$world/store" "auth: {htpasswd: {realm: co
 registry mirror 127.0.0.3:5000 open "$world/mirror" ""
 
 cd "$world/page"
-exec env -i HOME="$world/home" LANG=C.UTF-8 PATH="$world/bin:$world/peers/containerd-2.1.9/usr/bin:$world/peers/runc/usr/sbin:$world/peers/parallel/usr/bin:$PATH" \
+exec env -i HOME="$world/home" LANG=C.UTF-8 PATH="$world/bin:$world/peers/registry/usr/bin:$world/peers/containerd-2.1.9/usr/bin:$world/peers/runc/usr/sbin:$world/peers/parallel/usr/bin:$PATH" \
   bash "$world/page.sh"
