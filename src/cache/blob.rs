@@ -104,20 +104,16 @@ impl Reader {
     /// # Errors
     /// [`Error`].
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        match self.stream.next().await {
-            Some(chunk) => {
-                let chunk = chunk.inspect_err(|error| self.cache.failed(error))?;
-                self.at += chunk.len() as u64;
-                Ok(Some(chunk))
-            }
-            None => {
-                if self.at == self.object.size {
-                    self.cache.worked();
-                    self.cache.hit(&self.digest, self.object.size);
-                }
-                Ok(None)
-            }
+        if let Some(chunk) = self.stream.next().await {
+            let chunk = chunk.inspect_err(|error| self.cache.failed(error))?;
+            self.at += chunk.len() as u64;
+            return Ok(Some(chunk));
         }
+        if self.at == self.object.size {
+            self.cache.worked();
+            self.cache.hit(&self.digest, self.object.size);
+        }
+        Ok(None)
     }
 }
 
@@ -259,7 +255,9 @@ impl<'c> Sink<'c> {
         let (gathered, hasher) = (std::mem::take(&mut self.gathered), self.hasher.take());
         let hash = spawn_blocking(move || {
             let hasher = hasher.map(|mut hasher| {
-                gathered.iter().for_each(|chunk| hasher.update(chunk));
+                for chunk in &gathered {
+                    hasher.update(chunk);
+                }
                 hasher
             });
             (gathered, hasher)

@@ -43,14 +43,14 @@ pub use self::url::CacheUrl;
 use crate::oci::Digest;
 
 /// How long a claimant may be silent, unless asked otherwise.
-pub const DEFAULT_CLAIM_EXPIRY: Duration = Duration::from_secs(60);
+pub const DEFAULT_CLAIM_EXPIRY: Duration = Duration::from_mins(1);
 /// The key of what says that there is a cache, and of which version.
 const MARKER: &str = "prebake-cache";
 const VERSION: &str = "1\n";
 /// So many failures one after another, and the store is not asked any more.
 const FAILURES: u32 = 3;
 /// How long a run waits at its end for what is still being stored.
-const LAST_WAIT: Duration = Duration::from_secs(120);
+const LAST_WAIT: Duration = Duration::from_mins(2);
 
 /// Which cache, and how much it matters.
 #[derive(Debug, Clone)]
@@ -500,7 +500,7 @@ impl Cache {
         if used.is_empty() || !self.may_write() {
             return Ok(());
         }
-        let text: String = used.iter().map(|digest| format!("{digest}\n")).collect();
+        let text = used.iter().fold(String::new(), |text, digest| text + digest.as_str() + "\n");
         let key = format!("used/{}-{}", Utc::now().format("%Y%m%dT%H%M%S"), random());
         match self.store.put(&key, vec![text.into()]).await {
             Err(error) if self.required => Err(error),

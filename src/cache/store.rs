@@ -30,7 +30,7 @@ const RETRY_TIME: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How long a request may take, its retries among them; for reading a body, how long its next bytes may.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Bytes that are read from a file at a time.
 const CHUNK: usize = 1 << 20;
 
@@ -132,7 +132,7 @@ impl Store {
         self.within("writing", key, call).await
     }
 
-    fn object(&self, meta: ObjectMeta) -> Object {
+    fn object(&self, meta: &ObjectMeta) -> Object {
         let below = meta.location.prefix_match(&self.prefix);
         let key = below.map(|parts| parts.collect::<Path>().to_string()).unwrap_or_default();
         Object { key, size: meta.size, modified: meta.last_modified }
@@ -140,7 +140,7 @@ impl Store {
 
     /// What is stored under a key.
     pub(super) async fn head(&self, key: &str) -> Result<Option<Object>> {
-        Ok(self.read(key, self.objects.head(&self.path(key))).await?.map(|meta| self.object(meta)))
+        Ok(self.read(key, self.objects.head(&self.path(key))).await?.map(|meta| self.object(&meta)))
     }
 
     /// Its bytes, from one on.
@@ -149,7 +149,7 @@ impl Store {
         let options = GetOptions { range, ..GetOptions::default() };
         let path = self.path(key);
         let Some(found) = self.read(key, self.objects.get_opts(&path, options)).await? else { return Ok(None) };
-        let object = self.object(found.meta.clone());
+        let object = self.object(&found.meta);
         let (what, place) = (key.to_owned(), self.place.clone());
         let bytes = match found.payload {
             GetResultPayload::File(file, _) => in_chunks(file, found.range.start),
@@ -220,7 +220,7 @@ impl Store {
         let key = if below.is_empty() { "everything" } else { below }.to_owned();
         let path = self.path(below);
         let all = self.objects.list(Some(&path));
-        all.map(move |meta| meta.map(|meta| self.object(meta)).map_err(self.error("listing", &key))).boxed()
+        all.map(move |meta| meta.map(|meta| self.object(&meta)).map_err(self.error("listing", &key))).boxed()
     }
 }
 
