@@ -36,6 +36,22 @@ const REGISTRY_CORE: f64 = 900.0 * 1024.0 * 1024.0 / 0.5;
 /// Cores that the registry has.
 const REGISTRY_CORES: f64 = 16.0;
 
+/// What a shared cache in S3 is asked for a blob that it does not have, and then has (docs/cache.md; `it::cache`, `interop::cache` count them):
+/// is it there, twice; a claim, which is removed, and the blob; of more than a part, three requests more and one a part.
+const READS_A_MISS: u64 = 2;
+const WRITES_A_MISS: u64 = 2;
+const PART: u64 = 5 << 20;
+const MOST_PARTS: u64 = 9_000;
+/// And for one that it has.
+const READS_A_HIT: u64 = 2;
+/// Dollars for a request that writes, for one that reads, and for a gigabyte a month, of S3 Standard in us-east-1 in 2026; removals are free.
+const WRITE: f64 = 0.005 / 1000.0;
+const READ: f64 = 0.0004 / 1000.0;
+const GIGABYTE_MONTH: f64 = 0.023;
+/// A night: so many bakers bake the same so many images.
+const BAKERS: u64 = 20;
+const BAKED: usize = 70;
+
 const MAX_LONGEST: f64 = 1.1;
 const MAX_TIME: Duration = Duration::from_secs(2);
 const MAX_MEMORY_KIB: u64 = 300 << 10;
@@ -93,6 +109,33 @@ fn lock() -> Lock {
     Lock { images: (0..IMAGES).map(image).collect() }
 }
 
+/// What a shared cache is asked, and what that costs.
+fn cache(lock: &Lock, sizes: &BTreeMap<&Digest, u64>) {
+    let writes = |size: u64| match size {
+        0..=PART => WRITES_A_MISS,
+        size => WRITES_A_MISS + 1 + size.div_ceil((size / MOST_PARTS + 1).max(PART)),
+    };
+    let filled: u64 = sizes.values().map(|size| writes(*size)).sum();
+    let looked = sizes.len() as u64 * READS_A_MISS;
+    let once = filled as f64 * WRITE + looked as f64 * READ;
+    let gigabytes = sizes.values().sum::<u64>() as f64 / 1e9;
+    println!(
+        "filling a cache, by any number of shards: {filled} writes, {looked} reads, {once:.0} dollars; {:.0} dollars a month to keep it",
+        gigabytes * GIGABYTE_MONTH
+    );
+    let images = lock.images.values().take(BAKED).flat_map(|image| image.platforms.values());
+    let baked: BTreeMap<&Digest, u64> =
+        images.flat_map(LockedPlatform::blobs).map(|blob| (&blob.digest, blob.size)).collect();
+    let (blobs, bytes) = (baked.len() as u64, baked.values().sum::<u64>());
+    let reads = blobs * READS_A_HIT * BAKERS;
+    println!(
+        "a night of {BAKERS} bakers and {BAKED} images: {:.2} TB out of the registry without a cache, {:.2} with one, which is asked {reads} reads, {:.2} dollars",
+        (bytes * BAKERS) as f64 / 1e12,
+        bytes as f64 / 1e12,
+        reads as f64 * READ,
+    );
+}
+
 /// Reads a lock and splits it; in a process of its own.
 fn split_file(path: &Path) {
     let text = fs::read_to_string(path).unwrap();
@@ -144,6 +187,7 @@ fn main() {
         println!("| {of} | {ratio:.3} | {:.2} | {:.1} | {share:.1} % |", seconds / 3600.0, out as f64 / 1e12);
         assert!(ratio <= MAX_LONGEST && out == total);
     }
+    cache(&lock, &sizes);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bake.lock");
     fs::write(&path, lock.to_string()).unwrap();

@@ -290,6 +290,7 @@ mod tests {
             Event::LayerStarted { digest, chain: digest },
             Event::LayerEnded { digest, chain: digest, unpacked: None },
             Event::ImageLeft { image },
+            Event::Cache { trouble: "", words: "" },
             Event::ImageFailed { image, kind: Kind::Io, error },
             Event::ImageCopied { image, to: "", digest, changed: true },
             Event::Bootstrapped { namespace, images: 1, changed: true },
@@ -303,7 +304,10 @@ mod tests {
                 Event::BlobStarted { .. } | Event::BlobFrom { .. } | Event::BlobProgress { .. } => {}
                 Event::BlobRetried { .. } | Event::BlobFailed { .. } | Event::BlobDone { .. } => {}
                 Event::Again { .. } | Event::Limited { .. } | Event::Quota { .. } | Event::ImageFetched { .. } => {}
-                Event::LayerStarted { .. } | Event::LayerEnded { .. } | Event::ImageLeft { .. } => {}
+                Event::LayerStarted { .. }
+                | Event::LayerEnded { .. }
+                | Event::ImageLeft { .. }
+                | Event::Cache { .. } => {}
                 Event::ImageFailed { .. } | Event::ImageCopied { .. } | Event::Bootstrapped { .. } => {}
             }
             let json = serde_json::to_value(event).expect("an object");

@@ -18,13 +18,14 @@ use super::output::{self, OutputArgs};
 use super::shard::{self, ShardArgs};
 use super::{Failed, exit_code_of, progress};
 
+const CACHE: &str = "Where many bakers share blobs: s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///DIR; who we \
+    are is in the environment, as the clouds' own tools have it (see docs/cache.md)";
+
 /// Which cache.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Cache")]
 pub(super) struct CacheArgs {
-    /// Where many bakers share blobs: s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///DIR; who we are is
-    /// in the environment, as the clouds' own tools have it (see docs/cache.md)
-    #[arg(long, value_name = "URL", env = "PREBAKE_CACHE")]
+    #[arg(long, value_name = "URL", env = "PREBAKE_CACHE", help = CACHE)]
     cache: Option<CacheUrl>,
     /// Fail when the cache does; without it, a bake goes on without the cache
     #[arg(long)]
@@ -79,7 +80,7 @@ pub(super) struct CacheCommand {
 #[derive(Subcommand)]
 enum Command {
     /// Bring images' blobs to the cache, and nowhere else
-    Warm(WarmArgs),
+    Warm(Box<WarmArgs>),
     /// Count what is in the cache
     Stats(StatsArgs),
     /// Read everything in the cache, and tell what is not what its digest says
@@ -177,7 +178,7 @@ impl CacheCommand {
 
 pub(super) fn run(args: CacheCommand) -> Result<u8, Failed> {
     match args.command {
-        Command::Warm(args) => warm_all(args),
+        Command::Warm(args) => warm_all(*args),
         Command::Stats(args) => stats(&args),
         Command::Check(args) => check(&args),
         Command::Prune(args) => prune(&args),

@@ -1,7 +1,7 @@
 //! Several prebakes on one root: each waits for its turn, and the work of all is there.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
