@@ -232,6 +232,8 @@ fn is_first(seen: &Mutex<BTreeSet<String>>, asked: &Asked) -> bool {
     seen.lock().unwrap().insert(format!("{} {}", asked.method, asked.target))
 }
 
+type Does = Box<dyn Fn(&Asked) -> Deed + Send + Sync>;
+
 const SLOW: &str = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
 const QUOTA: &str = "<Error><Code>QuotaExceeded</Code><Message>The quota set has been exceeded.</Message></Error>";
 
@@ -254,7 +256,6 @@ fn answers_that_are_cut_refused_or_lost() {
     let cut_once =
         move |asked: &Asked| if of_blobs(asked) && asked.header("range").is_none() { Deed::Cut } else { Deed::Pass };
     let cut = move |asked: &Asked| if of_blobs(asked) { Deed::Cut } else { Deed::Pass };
-    type Does = Box<dyn Fn(&Asked) -> Deed + Send + Sync>;
     let cases: [(&str, Does); 4] =
         [("slow", Box::new(slow)), ("lost", Box::new(lost)), ("cut-once", Box::new(cut_once)), ("cut", Box::new(cut))];
     for (name, deed) in cases {

@@ -43,6 +43,7 @@ pages! {
     air_gap: "docs/air-gap.md",
     bake_toml: "docs/bake-toml.md",
     bundles: "docs/bundles.md",
+    cache: "docs/cache.md",
     ci: "docs/ci.md",
     ci_fixtures: "docs/ci-fixtures.md",
     events: "docs/events.md",

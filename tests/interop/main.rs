@@ -10,6 +10,7 @@ mod access;
 mod api;
 mod bake;
 mod bbolt;
+#[cfg(feature = "cache")]
 mod cache;
 mod campaign;
 mod carry;
@@ -26,12 +27,15 @@ mod life;
 mod live;
 mod lock;
 mod lockstep;
+#[cfg(feature = "cache")]
 mod mirrors;
 mod peers;
 mod policies;
+#[cfg(feature = "cache")]
 mod relay;
 mod report;
 mod resume;
+#[cfg(feature = "cache")]
 mod s3;
 mod schema;
 mod script;

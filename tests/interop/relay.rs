@@ -100,12 +100,11 @@ fn relay(mut client: TcpStream, server: &str, deed: &dyn Fn(&Asked) -> Deed) -> 
         let head = format!("HTTP/1.1 {status} As Told\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
         return client.write_all((head + if asked.method == "HEAD" { "" } else { text }).as_bytes());
     }
-    let mut head = format!("{} {} HTTP/1.1\r\nconnection: close\r\n", asked.method, asked.target);
-    for (name, value) in asked.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("connection")) {
-        head += &format!("{name}: {value}\r\n");
-    }
+    let headers = asked.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("connection"));
+    let headers: String = headers.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("{} {} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n", asked.method, asked.target);
     let mut upstream = TcpStream::connect(server)?;
-    upstream.write_all((head + "\r\n").as_bytes())?;
+    upstream.write_all(head.as_bytes())?;
     upstream.write_all(&body)?;
     let mut answer = Vec::new();
     upstream.read_to_end(&mut answer)?;

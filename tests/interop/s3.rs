@@ -49,7 +49,7 @@ impl S3 {
         wait_for("an S3 server", &log, || std::net::TcpStream::connect(&address).is_ok());
         let server = Self { _daemon: daemon, kind, address, data };
         if kind == Kind::Moto {
-            server.curl(&["-X", "PUT", &server.url("")]);
+            curl(&["-X", "PUT", &server.url("")]);
         }
         server
     }
@@ -63,20 +63,16 @@ impl S3 {
         format!("http://{}/{BUCKET}/{key}", self.address)
     }
 
-    fn curl(&self, arguments: &[&str]) -> String {
-        run(Command::new("curl").args(["--silent", "--show-error", "--fail", "--max-time", "30"]).args(arguments))
-    }
-
     /// Stores something under a key, over what is there.
     pub fn overwrite(&self, key: &str, bytes: &[u8]) {
         let file = self.data.join("overwritten");
         fs::write(&file, bytes).unwrap();
-        self.curl(&["-X", "PUT", "--data-binary", &format!("@{}", file.display()), &self.url(key)]);
+        curl(&["-X", "PUT", "--data-binary", &format!("@{}", file.display()), &self.url(key)]);
     }
 
     /// What is stored under keys that begin so: a thousand of them at most.
     pub fn keys(&self, prefix: &str) -> Vec<String> {
-        let listed = self.curl(&[&self.url(&format!("?list-type=2&prefix={prefix}"))]);
+        let listed = curl(&[&self.url(&format!("?list-type=2&prefix={prefix}"))]);
         listed.split("<Key>").skip(1).map(|rest| rest.split('<').next().unwrap().to_owned()).collect()
     }
 
@@ -96,4 +92,8 @@ pub fn reaches<'c>(command: &'c mut Command, address: &str) -> &'c mut Command {
         .env("AWS_SECRET_ACCESS_KEY", USER)
         .env("AWS_REGION", "eu-central-1")
         .env("AWS_ALLOW_HTTP", "true")
+}
+
+fn curl(arguments: &[&str]) -> String {
+    run(Command::new("curl").args(["--silent", "--show-error", "--fail", "--max-time", "30"]).args(arguments))
 }
