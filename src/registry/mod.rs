@@ -232,7 +232,7 @@ pub enum Error {
         quota: Quota,
     },
     /// The host could not be reached, or the connection broke.
-    #[error("asking {host} for {what} failed")]
+    #[error("asking {host} for {what} failed{}", distrust(source))]
     Transport {
         /// The host.
         host: String,
@@ -403,6 +403,11 @@ pub enum Error {
 
 fn wish(retry_after: Option<Duration>) -> String {
     retry_after.map_or(String::new(), |wait| format!(" and wants to be asked again in {} s", wait.as_secs()))
+}
+
+/// What helps where a host's certificate is the trouble.
+fn distrust(error: &reqwest::Error) -> &'static str {
+    if send::is_distrust(error) { "; where its certificate is to be trusted, --ca-file names whose it is" } else { "" }
 }
 
 impl Error {
