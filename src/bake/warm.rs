@@ -101,7 +101,7 @@ async fn one(
     let image = &reference.to_string();
     listener.on(&Event::BlobStarted { digest: &blob.digest, size: blob.size, image });
     let came = |bytes| listener.on(&Event::BlobProgress { digest: &blob.digest, bytes });
-    match survey.sources().into_cache(reference, blob, &came).await {
+    match survey.sources().bring_to_cache(reference, blob, &came).await {
         Ok(Some(was_fetched)) => Ok(was_fetched),
         Ok(None) => {
             let message = format!("{} was not stored in the cache", blob.digest);

@@ -175,7 +175,7 @@ impl Writer {
     }
 
     /// Whether what was written is stored, once that is known.
-    pub async fn is_stored(mut self) -> bool {
+    pub async fn stored(mut self) -> bool {
         self.chunks = None;
         self.stored.await.unwrap_or(false)
     }

@@ -128,7 +128,7 @@ impl Blob {
             came(chunk.len() as u64);
             writer.write(chunk).await;
         }
-        Ok(writer.is_stored().await.then_some(true))
+        Ok(writer.stored().await.then_some(true))
     }
 
     /// Lets go of the connection, which others may need; the next call asks for what is missing. Whoever waits for it to be

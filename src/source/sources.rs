@@ -71,7 +71,7 @@ impl Sources {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn into_cache(
+    pub async fn bring_to_cache(
         &self,
         reference: &Reference,
         blob: &Descriptor,

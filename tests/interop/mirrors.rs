@@ -37,14 +37,15 @@ fn counted(registry: &TestRegistry) -> [usize; 2] {
         .map(|kind| asked.iter().filter(|line| line.starts_with("GET ") && line.contains(kind)).count())
 }
 
-/// Waits until a docker-registry has stored so many blobs: it does so behind the answers it gives.
-fn stored(data: &Path, blobs: usize) {
+/// Waits until a docker-registry has stored so many blobs, manifests among them, and so many of them as blobs of a repository, which comes
+/// last: it does so behind the answers it gives.
+fn stored(data: &Path, blobs: usize, linked: usize) {
     let deadline = Instant::now() + Duration::from_mins(1);
-    let there = || {
-        let found = run(Command::new("find").arg(data.join("docker/registry/v2/blobs")).args(["-name", "data"]));
+    let there = |dir: &str, pattern: &str| {
+        let found = run(Command::new("find").arg(data.join("docker/registry/v2").join(dir)).args(["-path", pattern]));
         found.lines().count()
     };
-    while there() < blobs {
+    while there("blobs", "*/data") < blobs || there("repositories", "*/_layers/*/link") < linked {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -69,7 +70,7 @@ fn cold_and_warm() {
         counted(&registry)
     };
     let cold = bake("registry.invalid", &by_mirror);
-    stored(&dir.join("mirror/data"), 6);
+    stored(&dir.join("mirror/data"), 6, 4);
     let rows = [
         ("docker-registry, nothing there", cold),
         ("docker-registry, all there", bake("registry.invalid", &by_mirror)),
