@@ -56,14 +56,18 @@ impl Place {
         command().arg("cache").args(arguments.split_whitespace()).args(["--cache", &url]).output().unwrap().into()
     }
 
-    /// Files of the cache below a directory of it.
+    /// Files of the cache below a directory of it; not those that object_store had not given their names when their writer was killed.
     fn files(&self, below: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut dirs = vec![self.cache().join(below)];
         while let Some(dir) = dirs.pop() {
             for entry in fs::read_dir(dir).into_iter().flatten() {
                 let path = entry.unwrap().path();
-                if path.is_dir() { dirs.push(path) } else { found.push(path) }
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if !path.to_str().unwrap().contains('#') {
+                    found.push(path);
+                }
             }
         }
         found
