@@ -230,7 +230,11 @@ impl Client {
         }
         match target.parse() {
             Ok(digest) => Ok(Some(digest)),
-            Err(_) => self.head_of(reference, target).await,
+            // A registry that knows no HEAD is asked as it is without a cache; that answer counts.
+            Err(_) => match self.head_of(reference, target).await {
+                Err(error) if !error.is_passing() => Ok(None),
+                found => found,
+            },
         }
     }
 }
