@@ -56,7 +56,7 @@ impl Place {
         command().arg("cache").args(arguments.split_whitespace()).args(["--cache", &url]).output().unwrap().into()
     }
 
-    /// Files of the cache below a directory of it; not those that object_store had not given their names when their writer was killed.
+    /// Files of the cache below a directory of it; not those that `object_store` had not given their names when their writer was killed.
     fn files(&self, below: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut dirs = vec![self.cache().join(below)];
