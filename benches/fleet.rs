@@ -104,7 +104,10 @@ fn lock() -> Lock {
         };
         let target = Descriptor::new(media_type::OCI_INDEX, rng.digest(), 900);
         let platforms = BTreeMap::from([("linux/amd64".to_owned(), platform)]);
-        (format!("registry.example/team{}/app{n}:1.0", n % 50), Arc::new(LockedImage { target, platforms }))
+        (
+            format!("registry.example/team{}/app{n}:1.0", n % 50),
+            Arc::new(LockedImage { target, platforms, documents: Vec::new(), blobs: Vec::new() }),
+        )
     };
     Lock { images: (0..IMAGES).map(image).collect() }
 }
@@ -136,6 +139,39 @@ fn cache(lock: &Lock, sizes: &BTreeMap<&Digest, u64>) {
     );
 }
 
+/// The most memory that a process had so far, in KiB.
+fn peak(process: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    peak.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// What `prebake plan --locked` of all of it takes.
+fn plan(dir: &Path, lock: &Lock) {
+    let names: String = lock.images.keys().map(|name| format!("  \"{name}\",\n")).collect();
+    fs::write(dir.join("bake.toml"), format!("images = [\n{names}]\n[target]\nplatform = \"linux/amd64\"\n")).unwrap();
+    let started = Instant::now();
+    let mut plan = Command::new(env!("CARGO_BIN_EXE_prebake"))
+        .current_dir(dir)
+        .args(["plan", "--root", "root", "-f", "bake.toml", "--locked", "--json"])
+        .stdout(fs::File::create(dir.join("plan")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut most = 0;
+    let status = loop {
+        most = most.max(peak(&plan.id().to_string()).unwrap_or_default());
+        if let Some(status) = plan.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let took = started.elapsed();
+    println!("plan {} ms, peak {} MiB", took.as_millis(), most >> 10);
+    assert!(status.success() && fs::read_to_string(dir.join("plan")).unwrap().lines().count() > IMAGES);
+    assert!(took <= MAX_TIME, "{took:?}");
+    assert!(most <= MAX_MEMORY_KIB, "{most} KiB");
+}
+
 /// Reads a lock and splits it; in a process of its own.
 fn split_file(path: &Path) {
     let text = fs::read_to_string(path).unwrap();
@@ -146,9 +182,7 @@ fn split_file(path: &Path) {
     let started = Instant::now();
     let split = Split::of_lock(64, &lock);
     let took = started.elapsed();
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    let peak = peak("self").unwrap();
     let first = lock.images.values().next().unwrap().platforms.values().next().unwrap().config.digest.clone();
     println!("parse {} ms, split {} ms, peak {} MiB", parsed.as_millis(), took.as_millis(), peak >> 10);
     assert!(split.shard_of(&first) <= 64);
@@ -194,4 +228,5 @@ fn main() {
     println!("a lock of {} MiB:", fs::metadata(&path).unwrap().len() >> 20);
     let status = Command::new(std::env::current_exe().unwrap()).arg("split").arg(&path).status().unwrap();
     assert!(status.success());
+    plan(dir.path(), &lock);
 }

@@ -37,7 +37,7 @@ impl Kind {
         match self {
             Self::NotFound => "check name, tag and platform; `prebake registry explain` shows who is asked",
             Self::Unauthorized => {
-                "log in, or name credentials with --creds-file; `prebake registry explain` shows as whom registries are asked"
+                "log in, or name credentials: a registry's with --creds-file, a cache's in the environment; `prebake registry explain` shows as whom registries are asked"
             }
             Self::Busy => "wait for the other process, or stop it",
             Self::Corrupt => {
@@ -165,6 +165,7 @@ impl From<&bundle::Error> for Kind {
             Error::NoList { .. } => Self::Corrupt,
             Error::Incomplete { .. } | Error::NoPlatform { .. } | Error::NoTags { .. } => Self::NotFound,
             Error::WrongName { .. } | Error::Destination(_) => Self::InvalidInput,
+            Error::NotLocked(_) | Error::Unlocked { .. } => Self::InvalidInput,
             Error::Stopped => Self::Unavailable,
             Error::Task => Self::Io,
         }

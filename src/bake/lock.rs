@@ -88,7 +88,6 @@ impl Fetcher {
         let (document, media_type) = parse(&declared.digest, &raw.bytes, &declared.media_type)?;
         let target = Descriptor::new(media_type, declared.digest, declared.size);
         drop(raw);
-        let plain = |blob: &Descriptor| Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size);
         let mut platforms = BTreeMap::new();
         for platform in &wanted.platforms {
             let Found { path, manifest, config } = self.find(reference, platform, &target, &document).await?;
@@ -97,14 +96,14 @@ impl Fetcher {
             let Manifest { config, layers } = manifest;
             let layer = |layer: Descriptor| {
                 let diff_id = if media_type::is_layer(&layer.media_type) { diff_ids.next() } else { None };
-                (plain(&layer), diff_id)
+                (layer.plain(), diff_id)
             };
-            let documents = path.iter().skip(1).map(|blob| plain(&blob.descriptor)).collect();
+            let documents = path.iter().skip(1).map(|blob| blob.descriptor.plain()).collect();
             let locked =
-                LockedPlatform { documents, config: plain(&config), layers: layers.into_iter().map(layer).collect() };
+                LockedPlatform { documents, config: config.plain(), layers: layers.into_iter().map(layer).collect() };
             platforms.insert(platform.to_string(), locked);
         }
-        Ok(LockedImage { target, platforms })
+        Ok(LockedImage { target, platforms, documents: Vec::new(), blobs: Vec::new() })
     }
 }
 
@@ -118,7 +117,7 @@ pub(super) fn of_lock(wanted: &Images<Arc<Wanted>>) -> Option<Images<Resolved>> 
 }
 
 fn resolved(wanted: &Arc<Wanted>) -> Option<Resolved> {
-    let LockedImage { target, platforms } = wanted.locked.as_deref()?;
+    let LockedImage { target, platforms, .. } = wanted.locked.as_deref()?;
     let mut blobs = vec![leaf(target.clone())];
     let mut seen = HashSet::from([target.digest.clone()]);
     let mut first = None;

@@ -9,9 +9,12 @@ use futures_util::stream::{StreamExt, iter};
 
 use super::survey::{Survey, survey};
 use super::{Event, Failure, Listener, Outcome, Request};
-use crate::cache::Usage;
+use crate::cache::{Stored, Usage};
 use crate::kind::{Kind, chain};
 use crate::oci::{Descriptor, Digest, Reference};
+
+/// How often a blob is asked for that comes wrong.
+const TRIES: u32 = 3;
 
 /// What came of it.
 #[derive(Debug)]
@@ -101,12 +104,19 @@ async fn one(
     let image = &reference.to_string();
     listener.on(&Event::BlobStarted { digest: &blob.digest, size: blob.size, image });
     let came = |bytes| listener.on(&Event::BlobProgress { digest: &blob.digest, bytes });
-    match survey.sources().bring_to_cache(reference, blob, &came).await {
-        Ok(Some(was_fetched)) => Ok(was_fetched),
-        Ok(None) => {
-            let message = format!("{} was not stored in the cache", blob.digest);
-            Err(Failure { kind: Kind::Unavailable, message })
+    for _ in 0..TRIES {
+        match survey.sources().bring_to_cache(reference, blob, &came).await {
+            Ok(None) => return Ok(false),
+            Ok(Some(Stored::Whole)) => return Ok(true),
+            Ok(Some(Stored::Wrong)) => {
+                listener.on(&Event::BlobRetried { digest: &blob.digest, lost: blob.size, reason: "wrong bytes" });
+            }
+            Ok(Some(Stored::Not)) => {
+                let message = format!("{} was not stored in the cache", blob.digest);
+                return Err(Failure { kind: Kind::Unavailable, message });
+            }
+            Err(error) => return Err(Failure { kind: Kind::from(&error), message: chain(&error) }),
         }
-        Err(error) => Err(Failure { kind: Kind::from(&error), message: chain(&error) }),
     }
+    Err(Failure { kind: Kind::Corrupt, message: format!("{} came wrong {TRIES} times", blob.digest) })
 }

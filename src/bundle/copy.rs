@@ -1,20 +1,19 @@
 //! Many images to registries, several at a time; one that fails does not keep others from theirs.
 
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt, iter};
 
 use super::push::{Job, Pushed, Pusher, What};
-use super::share::share;
 use super::{Error, Result};
 use crate::bake::{Event, Failure, Listener, notices};
 use crate::kind::{Kind, chain};
 use crate::oci::Reference;
 use crate::registry::{self, Client};
 use crate::source::{self, Held, Local, Sources};
-use crate::spec::{Shard, Share};
+use crate::spec::Share;
 
 /// Images to copy.
 pub struct CopyRequest {
@@ -90,7 +89,7 @@ pub async fn copy(
 /// As [`copy`]; a shard's share of it alone.
 pub(super) async fn copy_all(
     due: Vec<Due>,
-    shard: Option<Shard>,
+    share: Option<Share>,
     client: Arc<Client>,
     concurrency: usize,
     listener: Arc<dyn Listener>,
@@ -100,9 +99,9 @@ pub(super) async fn copy_all(
     let names: Vec<String> = due.iter().map(|(name, _)| name.clone()).collect();
     listener.on(&Event::Images { images: &names });
     let pusher = Pusher::new(client.clone(), listener.clone(), concurrency);
-    let stopped = || Failure { kind: Kind::Unavailable, message: "stopped before it was complete".to_owned() };
+    let stopped = || Failure { kind: Kind::Unavailable, message: chain(&Error::Stopped) };
     let mut images: Vec<Copied> =
-        names.into_iter().map(|name| Copied { name, to: None, result: Err(stopped()) }).collect();
+        names.iter().map(|name| Copied { name: name.clone(), to: None, result: Err(stopped()) }).collect();
     let mut todo = Vec::new();
     for (i, (_, image)) in due.into_iter().enumerate() {
         match image {
@@ -113,79 +112,38 @@ pub(super) async fn copy_all(
             Err(error) => images[i].result = Err(failed(&images[i].name, &error, &*listener)),
         }
     }
-    let todo: Vec<Todo> = todo.into_iter().map(|(i, image)| Todo::new(i, image, &client)).collect();
-    let mut results = Results { images, listener: &*listener };
-    let mut cancel = pin!(cancel);
-    let at_once = concurrency.max(2);
-    let (cancelled, share) = if let Some(shard) = shard {
-        share(&pusher, shard, &todo, at_once, &mut results, cancel).await
-    } else {
-        let push = todo.iter().map(|todo| push(&pusher, todo));
-        let done = |i, pushed| results.set(i, pushed);
-        (each(push, at_once, cancel.as_mut(), done).await, None)
-    };
+    let push = todo.into_iter().map(async |(i, image)| {
+        let (sources, Images { from, to, what, .. }) = (image.sources(&client), &image);
+        (i, pusher.push(&Job { name: &names[i], sources: &sources, from, to, what }, share.as_ref()).await)
+    });
+    let cancelled = each(push, concurrency.max(2), cancel, |i, pushed| set(&mut images[i], pushed, &*listener)).await;
     // What the cache lacks now, the next run puts there.
     let _ = client.settle().await;
-    Report { images: results.images, elapsed: started.elapsed(), cancelled, share }
+    Report { images, elapsed: started.elapsed(), cancelled, share }
 }
 
-async fn push(pusher: &Pusher, todo: &Todo) -> (usize, Result<Pushed>) {
-    (todo.at, pusher.push(&todo.sources, &todo.from, &todo.to, &todo.what).await)
-}
-
-/// An image that is to be copied, and its place in the report.
-pub(super) struct Todo {
-    pub(super) at: usize,
-    sources: Sources,
-    from: Reference,
-    to: Reference,
-    what: What,
-}
-
-impl Todo {
-    fn new(at: usize, Images { from, place, to, what }: Images, client: &Arc<Client>) -> Self {
-        let mut sources = Sources::through(client.clone());
-        if let Some((local, held)) = place {
-            sources.put(from.clone(), local, held);
+fn set(Copied { name, to, result }: &mut Copied, pushed: Result<Pushed>, listener: &dyn Listener) {
+    match &pushed {
+        Ok(pushed) if pushed.left => listener.on(&Event::ImageLeft { image: name }),
+        Ok(pushed) if !pushed.dry_run => {
+            let (image, to) = (&**name, to.as_deref().unwrap_or_default());
+            let (digest, changed) = (&pushed.target.digest, !pushed.is_up_to_date());
+            listener.on(&Event::ImageCopied { image, to, digest, changed });
         }
-        Self { at, sources, from, to, what }
+        _ => {}
     }
-
-    pub(super) fn job(&self) -> Job<'_> {
-        Job::new(&self.sources, &self.from, &self.to, &self.what)
-    }
-}
-
-/// What became of images so far.
-pub(super) struct Results<'r> {
-    images: Vec<Copied>,
-    listener: &'r dyn Listener,
-}
-
-impl Results<'_> {
-    pub(super) fn set(&mut self, i: usize, pushed: Result<Pushed>) {
-        let Copied { name, to, result } = &mut self.images[i];
-        match &pushed {
-            Ok(pushed) if pushed.left => self.listener.on(&Event::ImageLeft { image: name }),
-            Ok(pushed) if !pushed.dry_run => {
-                let (image, to) = (&**name, to.as_deref().unwrap_or_default());
-                let (digest, changed) = (&pushed.target.digest, !pushed.is_up_to_date());
-                self.listener.on(&Event::ImageCopied { image, to, digest, changed });
-            }
-            _ => {}
-        }
-        *result = pushed.map_err(|error| failed(name, &error, self.listener));
-    }
+    *result = pushed.map_err(|error| failed(name, &error, listener));
 }
 
 /// Several at a time, until done or until `cancel`; whether it was that.
 pub(super) async fn each<T>(
     work: impl Iterator<Item = impl Future<Output = (usize, Result<T>)>>,
     at_once: usize,
-    mut cancel: Pin<&mut impl Future<Output = ()>>,
+    cancel: impl Future<Output = ()>,
     mut done: impl FnMut(usize, Result<T>),
 ) -> bool {
-    let mut running = iter(work).buffer_unordered(at_once);
+    let mut cancel = pin!(cancel);
+    let mut running = pin!(iter(work).buffer_unordered(at_once));
     loop {
         tokio::select! {
             next = running.next() => match next {
@@ -197,13 +155,21 @@ pub(super) async fn each<T>(
     }
 }
 
-fn failed(name: &str, error: &Error, listener: &dyn Listener) -> Failure {
+pub(super) fn failed(name: &str, error: &Error, listener: &dyn Listener) -> Failure {
     let failure = Failure { kind: error.into(), message: chain(error) };
     listener.on(&Event::ImageFailed { image: name, kind: failure.kind, error: &failure.message });
     failure
 }
 
 impl Images {
+    pub(super) fn sources(&self, client: &Arc<Client>) -> Sources {
+        let mut sources = Sources::through(client.clone());
+        if let Some((local, held)) = &self.place {
+            sources.put(self.from.clone(), local.clone(), held.clone());
+        }
+        sources
+    }
+
     /// One image from a registry.
     pub fn new(from: Reference, to: Reference, what: What) -> Self {
         Self { from, place: None, to, what }

@@ -10,7 +10,6 @@ mod mirror;
 mod output;
 mod pack;
 mod push;
-mod share;
 
 use std::io;
 use std::path::PathBuf;
@@ -21,9 +20,9 @@ pub use copy::{Copied, CopyRequest, Images, Report, copy};
 pub use create::{Create, Created, create};
 pub use export::{Destination, Export, Exported, export};
 pub use inventory::Inventory;
-pub use mirror::{MirrorRequest, mirror};
+pub use mirror::{MirrorRequest, lock, mirror};
 pub use output::{Form, Written};
-pub use push::{Moved, Pushed, Pusher, What};
+pub use push::{Moved, Pushed, What};
 
 use crate::oci::{Digest, DocumentError, Platform};
 use crate::root::RootError;
@@ -187,6 +186,15 @@ pub enum Error {
         repository: String,
         /// The patterns.
         tags: Vec<String>,
+    },
+    /// They were not named when the mirror was locked.
+    #[error("{}", .0.iter().map(|name| format!("{name} is not in the lock; `prebake mirror --lock` adds it")).collect::<Vec<_>>().join("\n"))]
+    NotLocked(Vec<String>),
+    /// It is not what was locked.
+    #[error("{digest} was not part of it when it was locked; `prebake mirror --lock` locks it anew")]
+    Unlocked {
+        /// What is new.
+        digest: Digest,
     },
     /// It has no name at the destination.
     #[error(transparent)]

@@ -4,7 +4,7 @@
 mod documents;
 mod referrers;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,12 +17,13 @@ use crate::bake::{Event, Listener};
 use crate::oci::{Descriptor, Digest, Platform, Reference};
 use crate::registry::{self, BlobBytes, Client, Mounted};
 use crate::source::{self, Sources};
+use crate::spec::{LockedImage, Share};
 
 /// Blobs of one image that are looked for at a time; uploads have a limit of their own.
 const AT_ONCE: usize = 16;
 
 /// Pushes images to registries. One for all that go at the same time: what one of them brought is not brought again.
-pub struct Pusher {
+pub(super) struct Pusher {
     client: Arc<Client>,
     listener: Arc<dyn Listener>,
     uploads: Semaphore,
@@ -42,6 +43,8 @@ pub struct What {
     pub referrers: Option<Vec<String>>,
     /// Nothing is pushed; what would be is told.
     pub dry_run: bool,
+    /// What it consisted of when it was locked; nothing else of it is pushed.
+    pub locked: Option<Arc<LockedImage>>,
 }
 
 /// Blobs that went one way.
@@ -75,6 +78,11 @@ pub struct Pushed {
 }
 
 impl Pushed {
+    fn none(target: Descriptor, dry_run: bool) -> Self {
+        let none = Moved::default();
+        Self { target, uploaded: none, mounted: none, present: none, documents: 0, named: false, left: false, dry_run }
+    }
+
     /// Whether everything was there before.
     pub fn is_up_to_date(&self) -> bool {
         self.uploaded.blobs + self.mounted.blobs + self.documents == 0 && !self.named
@@ -89,51 +97,55 @@ enum Way {
 
 /// One push.
 pub(super) struct Job<'j> {
-    sources: &'j Sources,
-    from: &'j Reference,
-    to: &'j Reference,
-    what: &'j What,
     /// For events.
-    name: String,
-}
-
-impl<'j> Job<'j> {
-    /// Of an image, under another name.
-    pub(super) fn new(sources: &'j Sources, from: &'j Reference, to: &'j Reference, what: &'j What) -> Self {
-        Self { sources, from, to, what, name: from.to_string() }
-    }
+    pub(super) name: &'j str,
+    pub(super) sources: &'j Sources,
+    pub(super) from: &'j Reference,
+    pub(super) to: &'j Reference,
+    pub(super) what: &'j What,
 }
 
 /// What an image consists of that is to be pushed.
 pub(super) struct Parts {
+    /// What its name led to.
+    resolved: Descriptor,
+    /// What gets its name.
     target: Descriptor,
     tree: Tree,
     referrers: referrers::Referrers,
 }
 
 impl Parts {
-    /// Its blobs: configs and layers.
-    pub(super) fn blobs(&self) -> &[Descriptor] {
-        &self.tree.blobs
+    /// For a lock.
+    pub(super) fn into_locked(self) -> LockedImage {
+        let Tree { documents, blobs, .. } = self.tree;
+        let documents = documents.into_iter().map(|doc| doc.descriptor.plain()).collect();
+        let blobs = blobs.iter().map(Descriptor::plain).collect();
+        LockedImage { target: self.resolved.plain(), platforms: BTreeMap::new(), documents, blobs }
     }
 }
 
 impl Pusher {
     /// With so many uploads at a time.
-    pub fn new(client: Arc<Client>, listener: Arc<dyn Listener>, concurrency: usize) -> Self {
+    pub(super) fn new(client: Arc<Client>, listener: Arc<dyn Listener>, concurrency: usize) -> Self {
         let uploads = Semaphore::new(concurrency.max(1));
         Self { client, listener, uploads, known: Mutex::default() }
     }
 
     /// Brings an image to a registry, under another name. What `from` leads to is asked once; everything else goes by digest.
-    ///
-    /// # Errors
-    /// [`Error`]. The name leads to what it did before.
-    pub async fn push(&self, sources: &Sources, from: &Reference, to: &Reference, what: &What) -> Result<Pushed> {
-        let job = Job::new(sources, from, to, what);
-        let parts = self.parts(&job).await?;
-        let mut pushed = self.blobs(&job, &parts, |_| true).await?;
-        self.name(&job, &parts, &mut pushed).await?;
+    /// Of a share, only its blobs; nobody waits for another shard, and whoever is the last to have brought something names it.
+    pub(super) async fn push(&self, job: &Job<'_>, share: Option<&Share>) -> Result<Pushed> {
+        if let (Some(share), Some(locked)) = (share, &job.what.locked)
+            && !share.has_some_of(locked)
+        {
+            return Ok(Pushed { left: true, ..Pushed::none(locked.target.clone(), job.what.dry_run) });
+        }
+        let parts = self.parts(job).await?;
+        let mut pushed = self.blobs(job, &parts, |digest| share.is_none_or(|share| share.has(digest))).await?;
+        pushed.left = share.is_some() && !self.is_whole(job, &parts).await?;
+        if !pushed.left {
+            self.name(job, &parts, &mut pushed).await?;
+        }
         Ok(pushed)
     }
 
@@ -141,32 +153,29 @@ impl Pusher {
     pub(super) async fn parts(&self, job: &Job<'_>) -> Result<Parts> {
         let Job { sources, from, to, what, .. } = job;
         let reader = Reader { sources, from };
-        let resolved = reader.resolve().await?;
-        let mut tree = reader.choose(resolved, &what.platforms).await?;
+        let doc = reader.resolve().await?;
+        let resolved = doc.descriptor.clone();
+        let mut tree = reader.choose(doc, &what.platforms).await?;
         let target = tree.documents.last().map(|doc| doc.descriptor.clone()).ok_or(Error::TooDeep)?;
         if to.digest().is_some_and(|digest| *digest != target.digest) {
             return Err(Error::WrongName { to: to.to_string(), digest: target.digest });
         }
+        let of_lock = what.locked.iter().flat_map(|locked| locked.documents.iter().chain(&locked.blobs));
+        let locked: Option<HashSet<&Digest>> = what.locked.as_ref().map(|_| of_lock.map(|part| &part.digest).collect());
         let referrers = match &what.referrers {
-            Some(types) => reader.add_referrers(types, &mut tree).await?,
+            Some(types) => reader.add_referrers(types, locked.as_ref(), &mut tree).await?,
             None => referrers::Referrers::default(),
         };
+        if let Some(new) = locked.and_then(|locked| tree.parts().find(|part| !locked.contains(&part.digest))) {
+            return Err(Error::Unlocked { digest: new.digest.clone() });
+        }
         self.tell_resolved(job, &target, &tree);
-        Ok(Parts { target, tree, referrers })
+        Ok(Parts { resolved, target, tree, referrers })
     }
 
     /// Sees to it that the repository has the blobs of an image, those that are `own`.
-    pub(super) async fn blobs(&self, job: &Job<'_>, parts: &Parts, own: impl Fn(&Digest) -> bool) -> Result<Pushed> {
-        let mut pushed = Pushed {
-            target: parts.target.clone(),
-            uploaded: Moved::default(),
-            mounted: Moved::default(),
-            present: Moved::default(),
-            documents: 0,
-            named: false,
-            left: false,
-            dry_run: job.what.dry_run,
-        };
+    async fn blobs(&self, job: &Job<'_>, parts: &Parts, own: impl Fn(&Digest) -> bool) -> Result<Pushed> {
+        let mut pushed = Pushed::none(parts.target.clone(), job.what.dry_run);
         let own = parts.tree.blobs.iter().filter(|blob| own(&blob.digest));
         let mut moving = iter(own.map(|blob| self.ensure(job, blob)).collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         while let Some((way, size)) = moving.try_next().await? {
@@ -182,7 +191,7 @@ impl Pusher {
     }
 
     /// Whether the repository has all blobs of an image.
-    pub(super) async fn is_whole(&self, job: &Job<'_>, parts: &Parts) -> Result<bool> {
+    async fn is_whole(&self, job: &Job<'_>, parts: &Parts) -> Result<bool> {
         let asked = parts.tree.blobs.iter().map(|blob| self.is_there(job, blob)).collect::<Vec<_>>();
         let mut asked = iter(asked).buffer_unordered(AT_ONCE);
         while let Some(is_there) = asked.try_next().await? {
@@ -208,7 +217,7 @@ impl Pusher {
     }
 
     /// Puts what the repository has the blobs of: its documents, and its name last.
-    pub(super) async fn name(&self, job: &Job<'_>, parts: &Parts, pushed: &mut Pushed) -> Result<()> {
+    async fn name(&self, job: &Job<'_>, parts: &Parts, pushed: &mut Pushed) -> Result<()> {
         let (Job { to, what, .. }, Parts { tree, referrers, .. }) = (job, parts);
         let mut acknowledged = Vec::new();
         for doc in &tree.documents {
@@ -233,13 +242,12 @@ impl Pusher {
     }
 
     fn tell_resolved(&self, job: &Job<'_>, target: &Descriptor, tree: &Tree) {
-        let documents = tree.documents.iter().map(|doc| &doc.descriptor);
         self.listener.on(&Event::ImageResolved {
-            image: &job.name,
+            image: job.name,
             digest: &target.digest,
             platforms: &job.what.platforms,
-            blobs: tree.blobs.len() + tree.documents.len(),
-            bytes: tree.blobs.iter().chain(documents).map(|blob| blob.size).sum(),
+            blobs: tree.parts().count(),
+            bytes: tree.parts().map(|part| part.size).sum(),
         });
     }
 
@@ -299,7 +307,7 @@ impl Pusher {
         }
         let Ok(_turn) = self.uploads.acquire().await else { unreachable!("the semaphore is never closed") };
         let digest = &blob.digest;
-        self.listener.on(&Event::BlobStarted { digest, size: blob.size, image: &job.name });
+        self.listener.on(&Event::BlobStarted { digest, size: blob.size, image: job.name });
         let came = Arc::new(AtomicU64::new(0));
         let bytes = || self.bytes(job, blob, &came);
         match self.client.push_blob(job.to, blob, upload, &bytes).await {

@@ -99,15 +99,18 @@ impl Cache {
 }
 
 impl Reader {
-    /// The next bytes; `None` when all that is stored came.
+    /// The next bytes; `None` when all that is stored came, or it broke off.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`], where the cache is required.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        if let Some(chunk) = self.stream.next().await {
-            let chunk = chunk.inspect_err(|error| self.cache.failed(error))?;
-            self.at += chunk.len() as u64;
-            return Ok(Some(chunk));
+        match self.stream.next().await {
+            Some(Ok(chunk)) => {
+                self.at += chunk.len() as u64;
+                return Ok(Some(chunk));
+            }
+            Some(Err(error)) => return self.cache.or_nothing(error),
+            None => {}
         }
         if self.at == self.object.size {
             self.cache.worked();
@@ -121,7 +124,18 @@ impl Reader {
 /// nothing.
 pub struct Writer {
     chunks: Option<mpsc::Sender<Bytes>>,
-    stored: oneshot::Receiver<bool>,
+    stored: oneshot::Receiver<Stored>,
+}
+
+/// What came of storing a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// The cache has it.
+    Whole,
+    /// What came is not what its digest says.
+    Wrong,
+    /// The cache did not take it.
+    Not,
 }
 
 impl Claim {
@@ -150,18 +164,17 @@ impl Claim {
         });
     }
 
-    async fn receive(self, size: u64, here: Option<(File, u64)>, coming: mpsc::Receiver<Bytes>) -> bool {
+    async fn receive(self, size: u64, here: Option<(File, u64)>, coming: mpsc::Receiver<Bytes>) -> Stored {
         let mut sink = Sink::new(&self, size);
-        match sink.take_all(here, coming).await {
-            Ok(true) => {
-                self.cache.stored(&self.digest, size);
-                return true;
-            }
-            Ok(false) => {}
-            Err(error) => self.cache.failed(&error),
+        let stored = sink.take_all(here, coming).await.unwrap_or_else(|error| {
+            self.cache.failed(&error);
+            Stored::Not
+        });
+        match stored {
+            Stored::Whole => self.cache.stored(&self.digest, size),
+            Stored::Wrong | Stored::Not => sink.abort().await,
         }
-        sink.abort().await;
-        false
+        stored
     }
 }
 
@@ -174,10 +187,10 @@ impl Writer {
         }
     }
 
-    /// Whether what was written is stored, once that is known.
-    pub async fn stored(mut self) -> bool {
+    /// What came of it, once that is known.
+    pub async fn stored(mut self) -> Stored {
         self.chunks = None;
-        self.stored.await.unwrap_or(false)
+        self.stored.await.unwrap_or(Stored::Not)
     }
 }
 
@@ -202,8 +215,7 @@ impl<'c> Sink<'c> {
         Self { claim, key, part, size, taken: 0, hasher, gathered: Vec::new(), bytes: 0, upload: None }
     }
 
-    /// Whether all came, and was stored.
-    async fn take_all(&mut self, here: Option<(File, u64)>, mut coming: mpsc::Receiver<Bytes>) -> Result<bool> {
+    async fn take_all(&mut self, here: Option<(File, u64)>, mut coming: mpsc::Receiver<Bytes>) -> Result<Stored> {
         if let Some((file, until)) = here {
             let file = Arc::new(file);
             while self.taken < until {
@@ -213,7 +225,7 @@ impl<'c> Sink<'c> {
                     let mut bytes = vec![0; len];
                     file.read_exact_at(&mut bytes, at).map(|()| Bytes::from(bytes))
                 });
-                let Ok(Ok(bytes)) = read.await else { return Ok(false) };
+                let Ok(Ok(bytes)) = read.await else { return Ok(Stored::Not) };
                 self.take(bytes).await?;
             }
         }
@@ -223,7 +235,7 @@ impl<'c> Sink<'c> {
         let last = self.hashed().await;
         let got = self.hasher.take().map(Hasher::finish);
         if self.taken != self.size || got.as_ref() != Some(&self.claim.digest) {
-            return Ok(false);
+            return Ok(Stored::Wrong);
         }
         match &mut self.upload {
             Some(upload) => {
@@ -232,7 +244,7 @@ impl<'c> Sink<'c> {
             }
             None => self.claim.cache.store.put(&self.key, last).await?,
         }
-        Ok(true)
+        Ok(Stored::Whole)
     }
 
     async fn take(&mut self, mut chunk: Bytes) -> Result<()> {

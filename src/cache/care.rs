@@ -80,6 +80,8 @@ pub struct Pruned {
     pub claims: u64,
     /// Notes that went.
     pub notes: u64,
+    /// Files that writers to a directory left who were killed before they had names.
+    pub unnamed: u64,
 }
 
 impl Cache {
@@ -188,6 +190,7 @@ impl Cache {
             *count = olds.len() as u64;
             going.extend(olds.into_iter().map(|object| object.key.clone()));
         }
+        pruned.unnamed = self.store.remove_unnamed((now - GRACE).into(), dry_run).await?;
         if !dry_run {
             let mut removed = pin!(iter(&going).map(|key| self.store.delete(key)).buffer_unordered(AT_ONCE));
             while removed.try_next().await?.is_some() {}

@@ -33,7 +33,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, watch};
 
-pub use self::blob::{Reader, Writer};
+pub use self::blob::{Reader, Stored, Writer};
 pub use self::care::{Pruned, Pruning, Stats, Unsound};
 pub use self::claim::Claim;
 use self::claim::Watch;

@@ -1,9 +1,10 @@
 //! An object store with one prefix of its keys: what of the crate's API is used, with limits, and counted.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
@@ -44,6 +45,8 @@ struct Counts {
 pub(super) struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Where a directory is the store.
+    dir: Option<PathBuf>,
     place: String,
     counts: Counts,
 }
@@ -55,6 +58,7 @@ impl Store {
         let error = |source| of_store("opening", "the store", &place, source);
         let backoff = BackoffConfig { init_backoff: FIRST_WAIT, max_backoff: LONGEST_WAIT, ..BackoffConfig::default() };
         let retry = RetryConfig { backoff, max_retries: RETRIES, retry_timeout: RETRY_TIME };
+        let mut dir = None;
         let objects: Arc<dyn ObjectStore> = match url.scheme {
             Scheme::S3 => {
                 // What is sent by TLS, and verified when it is read, needs no sum in its signature. To remove many objects by one
@@ -72,19 +76,14 @@ impl Store {
                 Arc::new(builder.with_retry(retry).with_http_connector(connector).build().map_err(error)?)
             }
             Scheme::File => {
-                let dir = format!("/{}", url.prefix);
-                let make = || {
-                    std::fs::create_dir_all(&dir).map_err(|source| object_store::Error::Generic {
-                        store: "directory",
-                        source: Box::new(source),
-                    })?;
-                    LocalFileSystem::new_with_prefix(&dir)
-                };
-                Arc::new(make().map_err(error)?)
+                let dir = dir.get_or_insert_with(|| format!("/{}", url.prefix).into());
+                std::fs::create_dir_all(&*dir).map_err(of_directory).map_err(error)?;
+                // Each claim has a directory of its own.
+                Arc::new(LocalFileSystem::new_with_prefix(dir).map_err(error)?.with_automatic_cleanup(true))
             }
         };
         let prefix = if url.scheme == Scheme::File { Path::default() } else { Path::from(&*url.prefix) };
-        Ok(Self { objects, prefix, place, counts: Counts::default() })
+        Ok(Self { objects, prefix, dir, place, counts: Counts::default() })
     }
 
     /// The URL.
@@ -222,6 +221,52 @@ impl Store {
         let all = self.objects.list(Some(&path));
         all.map(move |meta| meta.map(|meta| self.object(&meta)).map_err(self.error("listing", &key))).boxed()
     }
+
+    /// Removes what writers to a directory left that were killed before then, before it had its name; how many files. What they leave in
+    /// clouds, no listing shows.
+    pub(super) async fn remove_unnamed(&self, before: SystemTime, dry_run: bool) -> Result<u64> {
+        let Some(dir) = self.dir.clone() else { return Ok(0) };
+        let removed = tokio::task::spawn_blocking(move || remove_unnamed(dir, before, dry_run)).await;
+        let removed = removed.map_err(object_store::Error::from).and_then(|removed| removed.map_err(of_directory));
+        removed.map_err(self.error("removing", "unfinished files"))
+    }
+}
+
+fn of_directory(source: io::Error) -> object_store::Error {
+    object_store::Error::Generic { store: "directory", source: Box::new(source) }
+}
+
+/// The crate writes what is to be `KEY` as `KEY#NUMBER` first.
+fn remove_unnamed(dir: PathBuf, before: SystemTime, dry_run: bool) -> io::Result<u64> {
+    let mut removed = 0;
+    let mut dirs = vec![dir];
+    while let Some(dir) = dirs.pop() {
+        // What others remove meanwhile is gone.
+        let Some(entries) = unless_gone(std::fs::read_dir(&dir))? else { continue };
+        for entry in entries {
+            let entry = entry?;
+            let Some(meta) = unless_gone(entry.metadata())? else { continue };
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.rsplit_once('#')).map(|(_, number)| number);
+            let is_unnamed = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+            if meta.is_dir() {
+                dirs.push(entry.path());
+            } else if is_unnamed && meta.modified()? < before {
+                if !dry_run {
+                    unless_gone(std::fs::remove_file(entry.path()))?;
+                }
+                removed += 1;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        done => done.map(Some),
+    }
 }
 
 fn of_store(doing: &'static str, what: &str, place: &str, source: object_store::Error) -> Error {
@@ -276,7 +321,6 @@ impl Parts<'_> {
 
 /// The crate reads files in pieces that are too small for blobs.
 fn in_chunks(file: std::fs::File, from: u64) -> BoxStream<'static, object_store::Result<Bytes>> {
-    let failed = |source: std::io::Error| object_store::Error::Generic { store: "directory", source: Box::new(source) };
     let next = move |(mut file, at): (std::fs::File, Option<u64>)| async move {
         let read = tokio::task::spawn_blocking(move || {
             if let Some(at) = at {
@@ -286,7 +330,7 @@ fn in_chunks(file: std::fs::File, from: u64) -> BoxStream<'static, object_store:
             (&mut file).take(CHUNK as u64).read_to_end(&mut bytes)?;
             Ok((file, bytes))
         });
-        let (file, bytes) = read.await.map_err(Into::into).and_then(|read| read.map_err(failed))?;
+        let (file, bytes) = read.await.map_err(Into::into).and_then(|read| read.map_err(of_directory))?;
         Ok((!bytes.is_empty()).then(|| (Bytes::from(bytes), (file, None))))
     };
     futures_util::stream::try_unfold((file, (from > 0).then_some(from)), next).boxed()

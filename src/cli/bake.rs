@@ -1,7 +1,9 @@
 //! `prebake bake` and `prebake fetch`.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use clap::Args;
 use prebake::bake::{
@@ -319,7 +321,7 @@ pub(super) fn go(request: Request, listener: Arc<dyn Listener>) -> Gone {
 }
 
 /// What a signal asks for.
-pub(super) type Cancel = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Cancel = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs something that a signal stops; with the signal that came, if one did.
 pub(super) fn interruptible<R, E: std::error::Error>(
@@ -355,12 +357,17 @@ where
     });
     // One thread for the network: it mostly hands on what came, and others hash, decompress and write.
     runtime()?.block_on(async {
-        let cancel = Box::pin(async {
-            // Without signals, nothing ever comes.
-            if cancelled.await.is_err() {
-                std::future::pending::<()>().await;
+        let (mut waited_for, mut came) = (Some(cancelled), false);
+        // One phase of the work after another asks for it, also when it came. Without signals, nothing ever comes.
+        let cancel = Box::pin(std::future::poll_fn(move |context| {
+            if let Some(signal) = &mut waited_for
+                && let Poll::Ready(answer) = Pin::new(signal).poll(context)
+            {
+                came = answer.is_ok();
+                waited_for = None;
             }
-        });
+            if came { Poll::Ready(()) } else { Poll::Pending }
+        }));
         let report = work(cancel).await.map_err(Failed::new)?;
         Ok((report, stopped.try_recv().ok()))
     })

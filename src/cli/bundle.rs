@@ -289,7 +289,7 @@ fn apply(args: &ApplyArgs) -> Result<u8, Failed> {
     let bundles = bundle::open_all(&args.files, &keys(&args.verify_key)?).map_err(Failed::new)?;
     if let Some(share) = bundles.iter().find(|bundle| args.to_registry.is_some() && bundle.contents.shard.is_some()) {
         return Err(Failed::usage(format!(
-            "{} has a share of the images, and to a registry go whole ones; `prebake mirror --shard` shares that work",
+            "{} has a share of the images, and to a registry go whole ones; `prebake mirror --locked --shard` shares that work",
             share.path().display()
         )));
     }
@@ -361,7 +361,13 @@ fn apply_one(args: &ApplyArgs, to: &RootArgs, bundle: &Bundle) -> Result<u8, Fai
 fn tell_left(report: &Report, bundle: &Bundle, output: OutputArgs) {
     if !output.quiet && !output.json && !report.left.is_empty() {
         let (path, left) = (bundle.path().display(), report.left.len());
-        output::tell(format!("{path}: {left} images wait for the bundles of other shards; what is in it is in place"));
+        let or = match bundle.contents.since {
+            Some(_) => ", or lack what the receiver had by the inventory",
+            None => "",
+        };
+        output::tell(format!(
+            "{path}: {left} images wait for the bundles of other shards{or}; what is in it is in place"
+        ));
     }
 }
 

@@ -309,6 +309,9 @@ fn prune(args: &PruneArgs) -> Result<u8, Failed> {
             pruned.kept,
             output::bytes(pruned.kept_bytes),
         ));
+        if pruned.unnamed > 0 {
+            output::say(format!("{} unfinished files of writers that were killed {would} removed", pruned.unnamed));
+        }
     }
     Ok(0)
 }

@@ -14,14 +14,14 @@ use prebake::oci::{Platform, Reference};
 use prebake::registry::Options;
 use prebake::root::{CONTAINERD_ROOT, Root};
 use prebake::source::Local;
-use prebake::spec::{Mirror, MirrorImage, MirrorTarget, Named, Place, Registries, Shard, Which};
+use prebake::spec::{Mirror, MirrorImage, MirrorTarget, Named, Place, Registries, Share, Which};
 use serde_json::{Value, json};
 
 use super::bake::{self, Cancel, MAX_CONCURRENCY};
 use super::output::{self, OutputArgs};
 use super::registry::{AccessArgs, MannersArgs, ReferrersArgs};
 use super::shard::{self, ShardArgs};
-use super::{Failed, exit_code_of_all, progress, wanted};
+use super::{Failed, exit_code_of_all, lock, progress, wanted};
 
 const COPY_EXAMPLES: &str = "\
 Examples:
@@ -39,7 +39,9 @@ const MIRROR_EXAMPLES: &str = "\
 Examples:
   prebake mirror -f mirror.toml --dry-run     what goes where, and what would move
   prebake mirror -f mirror.toml
-  prebake mirror -f mirror.toml --shard 2/4   one of four shares of it
+  prebake mirror -f mirror.toml --lock        what all names lead to, into mirror.lock; copies nothing
+  prebake mirror -f mirror.toml --locked      what they led to then
+  prebake mirror -f mirror.toml --locked --shard 2/4     one of four shares of it, of which the lock decides
 docs/mirror.md describes the file.";
 
 /// Schemes of others that are no registry either.
@@ -70,6 +72,15 @@ pub(super) struct MirrorArgs {
     /// A mirror.toml; - is standard input
     #[arg(long, short, value_name = "FILE")]
     file: PathBuf,
+    /// Copy nothing: find out what all names lead to, and what that consists of, and write it into the lock
+    #[arg(long, conflicts_with_all = ["locked", "shard", "dry_run"])]
+    lock: bool,
+    /// Copy what was locked, and ask for no tag
+    #[arg(long)]
+    locked: bool,
+    /// The lock [default: beside --file, as mirror.lock is beside mirror.toml]
+    #[arg(long, value_name = "FILE")]
+    lock_file: Option<PathBuf>,
     #[command(flatten)]
     shard: ShardArgs,
     #[command(flatten)]
@@ -99,7 +110,12 @@ impl CopyArgs {
     }
 
     fn what(&self) -> What {
-        What { platforms: self.platform.clone(), referrers: self.referrers.types(), dry_run: self.how.dry_run }
+        What {
+            platforms: self.platform.clone(),
+            referrers: self.referrers.types(),
+            dry_run: self.how.dry_run,
+            locked: None,
+        }
     }
 }
 
@@ -125,7 +141,8 @@ pub(super) fn copy(args: &CopyArgs) -> Result<u8, Failed> {
                 ..Mirror::default()
             };
             mirror.set_referrers(args.referrers.types());
-            many(&args.how, mirror, None)
+            let request = request(&args.how, mirror)?;
+            args.how.run(async |listener, cancel| copy_mirror(request, listener, cancel).await)
         }
         (None, _) => Err(Failed::usage("what to copy, and where to: prebake copy SRC DST")),
         (Some(_), _) => {
@@ -141,21 +158,19 @@ pub(super) fn mirror(args: &MirrorArgs) -> Result<u8, Failed> {
     if mirror.images.is_empty() {
         return Err(Failed::usage(format!("{} names no images", args.file.display())));
     }
-    if args.shard.shard.is_some() && !args.how.output.quiet && !args.how.output.json && !names_by_digest(&mirror) {
-        output::tell(
-            "shards split the same where names lead to the same: let no tag move until the last one has ended",
-        );
+    let mut request = request(&args.how, mirror)?;
+    let lock_path = || lock::path(args.lock_file.as_deref(), std::slice::from_ref(&args.file));
+    if args.lock {
+        return lock::mirror(&lock_path()?, request, args.how.output);
     }
-    many(&args.how, mirror, args.shard.shard)
-}
-
-/// Whether no name can come to lead to something else.
-fn names_by_digest(mirror: &Mirror) -> bool {
-    let is_by_digest = |which: &Which| match which {
-        Which::Named(named) => named.reference().is_none_or(|reference| reference.digest().is_some()),
-        Which::Tagged { .. } => false,
-    };
-    mirror.images.iter().all(|image| is_by_digest(&image.which))
+    if args.locked {
+        let lock = lock::read(&lock_path()?)?;
+        request.share = args.shard.shard.map(|shard| Share::of_lock(shard, &lock));
+        request.lock = Some(lock);
+    } else if args.shard.shard.is_some() {
+        return Err(Failed::usage(shard::NEEDS_LOCK.replace("prebake lock", "prebake mirror --lock")));
+    }
+    args.how.run(async |listener, cancel| copy_mirror(request, listener, cancel).await)
 }
 
 fn one(args: &CopyArgs, from: &str, to: &str) -> Result<u8, Failed> {
@@ -178,7 +193,7 @@ fn one(args: &CopyArgs, from: &str, to: &str) -> Result<u8, Failed> {
     args.how.run(async |listener, cancel| copy_images(request, listener, cancel).await)
 }
 
-fn many(how: &HowArgs, mirror: Mirror, shard: Option<Shard>) -> Result<u8, Failed> {
+fn request(how: &HowArgs, mirror: Mirror) -> Result<MirrorRequest, Failed> {
     let from = mirror.images.iter().filter_map(|image| match &image.which {
         Which::Named(named) => named.reference().cloned(),
         Which::Tagged { repository, .. } => Some(repository.clone()),
@@ -186,7 +201,7 @@ fn many(how: &HowArgs, mirror: Mirror, shard: Option<Shard>) -> Result<u8, Faile
     let mut references: Vec<Reference> = from.collect();
     let to: Vec<Reference> = references.iter().filter_map(|from| mirror.destination(from).ok()).collect();
     references.extend(to);
-    let request = MirrorRequest {
+    Ok(MirrorRequest {
         concurrency: how
             .concurrency
             .or(mirror.concurrency)
@@ -196,9 +211,9 @@ fn many(how: &HowArgs, mirror: Mirror, shard: Option<Shard>) -> Result<u8, Faile
         mirror,
         registry: how.options(&references.iter().collect::<Vec<_>>())?,
         dry_run: how.dry_run,
-        shard,
-    };
-    how.run(async |listener, cancel| copy_mirror(request, listener, cancel).await)
+        lock: None,
+        share: None,
+    })
 }
 
 /// Pushes what a bundle carries, for the machines that it carries it for.
@@ -211,7 +226,7 @@ pub(super) fn push_bundle(bundle: &Bundle, registry: &str, how: &HowArgs) -> Res
                 from: wanted.reference.clone(),
                 place: wanted.from.clone(),
                 to: mirror.destination(name).map_err(Failed::usage_of)?,
-                what: What { platforms: wanted.platforms.clone(), referrers: None, dry_run: how.dry_run },
+                what: What { platforms: wanted.platforms.clone(), referrers: None, dry_run: how.dry_run, locked: None },
             });
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use prebake::bake::{Moved, Outcome, Request, Wanted, lock_images, moved};
+use prebake::bundle::{MirrorRequest, lock as lock_mirror};
 use prebake::oci::{Digest, Reference};
 use prebake::spec::{Lock, Shard, Share};
 use serde_json::json;
@@ -49,13 +50,10 @@ pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
     if let Some(shard) = args.shard.shard {
         path.as_mut_os_string().push(format!(".{}-of-{}", shard.index(), shard.of()));
     }
-    let before = if path.exists() { read(&path)? } else { Lock::default() };
+    let before = known(&path)?;
     let mut request = args.fetch.request(None)?;
     if !args.merge.is_empty() {
-        let after = merge(&request, &args.merge)?;
-        output::write_file(&path, &after.to_string())?;
-        tell_changes(&path, &before, &after, output);
-        return Ok(0);
+        return finish(&path, &before, &merge(&request, &args.merge)?, &[], output);
     }
     if let Some(shard) = args.shard.shard {
         keep_own(&mut request, shard);
@@ -86,14 +84,36 @@ pub(super) fn run(mut args: LockArgs) -> Result<u8, Failed> {
     if let Some(signal) = signal {
         return Ok(128 + signal);
     }
-    if !failed.is_empty() {
-        tell_failures(&failed, output);
-        output::tell(format!("{} is as it was", path.display()));
-        return Ok(exit_code_of(&failed));
-    }
     after.images.extend(images.into_iter().map(|(name, image)| (name, Arc::new(image))));
-    output::write_file(&path, &after.to_string())?;
-    tell_changes(&path, &before, &after, output);
+    finish(&path, &before, &after, &failed, output)
+}
+
+/// `prebake mirror --lock`.
+pub(super) fn mirror(path: &Path, request: MirrorRequest, output: OutputArgs) -> Result<u8, Failed> {
+    let before = known(path)?;
+    let listener = progress::listener(OutputArgs { quiet: true, ..output });
+    let ((images, failed), signal) = bake::interruptible(async |cancel| lock_mirror(request, listener, cancel).await)?;
+    if let Some(signal) = signal {
+        return Ok(128 + signal);
+    }
+    let after = Lock { images: images.into_iter().map(|(name, image)| (name, Arc::new(image))).collect() };
+    finish(path, &before, &after, &failed, output)
+}
+
+/// The lock that is there, if one is.
+fn known(path: &Path) -> Result<Lock, Failed> {
+    if path.exists() { read(path) } else { Ok(Lock::default()) }
+}
+
+/// Writes a lock that has everything, and tells what is new in it.
+fn finish(path: &Path, before: &Lock, after: &Lock, failed: &[Outcome], output: OutputArgs) -> Result<u8, Failed> {
+    if !failed.is_empty() {
+        tell_failures(failed, output);
+        output::tell(format!("{} is as it was", path.display()));
+        return Ok(exit_code_of(failed));
+    }
+    output::write_file(path, &after.to_string())?;
+    tell_changes(path, before, after, output);
     Ok(0)
 }
 
@@ -138,7 +158,14 @@ fn merge(request: &Request, files: &[PathBuf]) -> Result<Lock, Failed> {
     if wrong.is_empty() { Ok(all) } else { Err(Failed::usage(wrong.join("\n"))) }
 }
 
-fn read(path: &Path) -> Result<Lock, Failed> {
+/// Where the lock is: where it is said to be, or beside the first file.
+pub(super) fn path(said: Option<&Path>, files: &[PathBuf]) -> Result<PathBuf, Failed> {
+    let beside = || Some(files.iter().find(|path| *path != Path::new("-"))?.with_extension("lock"));
+    let path = said.map(Path::to_owned).or_else(beside);
+    path.ok_or_else(|| Failed::usage("no lock: --lock-file names one, or --file what it is beside"))
+}
+
+pub(super) fn read(path: &Path) -> Result<Lock, Failed> {
     Lock::parse(&wanted::text(path)?, &path.display().to_string()).map_err(Failed::new)
 }
 

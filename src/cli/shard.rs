@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::output;
 
+/// What is wrong with `--shard` alone.
+pub(super) const NEEDS_LOCK: &str = "--shard needs --locked: each shard takes its share from the lock alone, so that all split the same; `prebake lock` makes one";
+
 /// Whose share of the work.
 #[derive(Args, Clone, Copy)]
 pub(super) struct ShardArgs {

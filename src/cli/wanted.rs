@@ -1,5 +1,6 @@
 //! What is to be baked: images of the command line, of lists, and of a `bake.toml`.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use prebake::source::{self, Held, Local};
 use prebake::spec::{self, Image, Lock, Named, Place, Share, Spec, SpecError};
 use prebake::trust::PublicKey;
 
-use super::shard::ShardArgs;
-use super::{Failed, RootArgs};
+use super::shard::{self, ShardArgs};
+use super::{Failed, RootArgs, lock};
 
 /// Which images.
 #[derive(Args)]
@@ -63,6 +64,8 @@ pub(super) struct WantedArgs {
     /// The lock [default: beside the first --file, as bake.lock is beside bake.toml]
     #[arg(long, value_name = "FILE")]
     lock_file: Option<PathBuf>,
+    #[arg(skip)]
+    lock: OnceCell<Lock>,
 }
 
 /// What the arguments and the files come to.
@@ -188,7 +191,7 @@ impl WantedArgs {
         };
         let mut images: Vec<Wanted> = expand(images)?.into_iter().map(wanted).collect::<Result<_, Failed>>()?;
         if self.locked {
-            self.lock(&mut images)?;
+            self.pin(&mut images)?;
         }
         let mut trusted = self.verify_key.clone();
         for path in &spec.defaults.verify_keys {
@@ -201,27 +204,28 @@ impl WantedArgs {
     pub(super) fn share(&self, ShardArgs { shard }: ShardArgs) -> Result<Option<Arc<Share>>, Failed> {
         let Some(shard) = shard else { return Ok(None) };
         if !self.locked {
-            return Err(Failed::usage(
-                "--shard needs --locked: each shard takes its share from the lock alone, so that all split the same; `prebake lock` makes one",
-            ));
+            return Err(Failed::usage(shard::NEEDS_LOCK));
         }
-        let path = self.lock_path()?;
-        let lock = Lock::parse(&text(&path)?, &path.display().to_string()).map_err(Failed::new)?;
-        Ok(Some(Arc::new(Share::of_lock(shard, &lock))))
+        Ok(Some(Arc::new(Share::of_lock(shard, self.lock()?))))
     }
 
     /// Where the lock is.
     pub(super) fn lock_path(&self) -> Result<PathBuf, Failed> {
-        let beside =
-            self.names.file.iter().find(|path| *path != Path::new("-")).map(|path| path.with_extension("lock"));
-        let path = self.lock_file.clone().or(beside);
-        path.ok_or_else(|| Failed::usage("no lock: --lock-file names one, or --file what it is beside"))
+        lock::path(self.lock_file.as_deref(), &self.names.file)
+    }
+
+    /// The lock, which is read once: it may be large.
+    fn lock(&self) -> Result<&Lock, Failed> {
+        if let Some(lock) = self.lock.get() {
+            return Ok(lock);
+        }
+        let lock = lock::read(&self.lock_path()?)?;
+        Ok(self.lock.get_or_init(|| lock))
     }
 
     /// Gives images what they led to when they were locked; all that are not locked are named.
-    fn lock(&self, images: &mut [Wanted]) -> Result<(), Failed> {
-        let path = self.lock_path()?;
-        let lock = Lock::parse(&text(&path)?, &path.display().to_string()).map_err(Failed::new)?;
+    fn pin(&self, images: &mut [Wanted]) -> Result<(), Failed> {
+        let (path, lock) = (self.lock_path()?, self.lock()?);
         let mut missing = Vec::new();
         for image in images {
             let name = image.reference.to_string();

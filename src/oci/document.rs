@@ -101,6 +101,11 @@ impl Descriptor {
         }
     }
 
+    /// The same without anything but media type, digest and size.
+    pub fn plain(&self) -> Self {
+        Self::new(self.media_type.clone(), self.digest.clone(), self.size)
+    }
+
     /// Where else a layer is to be had that registries may not give away (`foreign`, `nondistributable`); none for others.
     pub fn urls(&self) -> &[String] {
         let foreign = self.media_type.contains(".foreign.") || self.media_type.contains(".nondistributable.");

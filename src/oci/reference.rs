@@ -75,6 +75,12 @@ impl Reference {
         self.digest.as_ref()
     }
 
+    /// The same repository's image with this digest.
+    #[must_use]
+    pub fn by_digest(&self, digest: &Digest) -> Self {
+        Self { tag: None, digest: Some(digest.clone()), ..self.clone() }
+    }
+
     /// Whether its name fits a pattern, see [`glob_matches`]. Registries that are written in another way and mean the same fit
     /// as well: in capitals, with HTTPS's own port, Docker Hub by one of its other names.
     pub fn fits(&self, pattern: &str) -> bool {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::blob::Direct;
 use super::{Client, RawDocument, Result, Room};
-use crate::cache::{Cache, Claim, Reader, Turn, Writer};
+use crate::cache::{Cache, Claim, Reader, Stored, Turn, Writer};
 use crate::oci::{Descriptor, Digest, Reference};
 
 /// A blob on its way: from a cache, or from its registry.
@@ -54,7 +54,7 @@ impl Blob {
             match &mut self.way {
                 Way::Unknown => self.way = self.choose().await?,
                 Way::Cached(reader) => {
-                    if let Ok(Some(chunk)) = reader.chunk().await {
+                    if let Some(chunk) = reader.chunk().await? {
                         self.at += chunk.len() as u64;
                         return Ok(Some(chunk));
                     }
@@ -107,20 +107,19 @@ impl Blob {
         Ok(way)
     }
 
-    /// Brings it to the cache, and nowhere else: whether it had to be fetched, and `None` where it did not come to be stored. `came` is
-    /// told of bytes.
+    /// Brings it to the cache, and nowhere else: what came of storing it, and `None` where it was there. `came` is told of bytes.
     ///
     /// # Errors
     /// [`super::Error`].
-    pub async fn into_cache(mut self, came: &(dyn Fn(u64) + Sync)) -> Result<Option<bool>> {
-        let Some(cache) = self.cache.clone() else { return Ok(None) };
+    pub async fn into_cache(mut self, came: &(dyn Fn(u64) + Sync)) -> Result<Option<Stored>> {
+        let Some(cache) = self.cache.clone() else { return Ok(Some(Stored::Not)) };
         let digest = &self.descriptor.digest;
         let claim = loop {
             match cache.turn(digest).await? {
-                Turn::Here => return Ok(Some(false)),
+                Turn::Here => return Ok(None),
                 Turn::Ours(claim) => break claim,
                 Turn::Theirs => cache.wait(digest).await,
-                Turn::Alone => return Ok(None),
+                Turn::Alone => return Ok(Some(Stored::Not)),
             }
         };
         let mut writer = claim.writer(self.descriptor.size, None);
@@ -128,7 +127,7 @@ impl Blob {
             came(chunk.len() as u64);
             writer.write(chunk).await;
         }
-        Ok(writer.stored().await.then_some(true))
+        Ok(Some(writer.stored().await))
     }
 
     /// Lets go of the connection, which others may need; the next call asks for what is missing. Whoever waits for it to be

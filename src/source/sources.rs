@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Error, Held, Local, Result};
-use crate::cache::Cache;
+use crate::cache::{Cache, Stored};
 use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, Reference, media_type};
 use crate::registry::{self, Client, Notify, RawDocument, Room, Waiting};
 use crate::spec::{Named, Place};
@@ -76,10 +76,10 @@ impl Sources {
         reference: &Reference,
         blob: &Descriptor,
         came: &(dyn Fn(u64) + std::marker::Sync),
-    ) -> Result<Option<bool>> {
+    ) -> Result<Option<Stored>> {
         match self.blob(reference, blob, 0, None) {
             Blob::Registry(blob) => Ok(blob.into_cache(came).await?),
-            Blob::Local(_) => Ok(None),
+            Blob::Local(_) => Ok(Some(Stored::Not)),
         }
     }
 

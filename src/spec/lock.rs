@@ -1,7 +1,7 @@
-//! `bake.lock`: what each name led to, so that the next bake takes the same. Sorted, a line for each blob, to be read in a diff.
+//! `bake.lock` and `mirror.lock`: what each name led to, so that the next bake or mirror takes the same. Sorted, a line for each blob, to be
+//! read in a diff.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -23,8 +23,12 @@ pub struct Lock {
 pub struct LockedImage {
     /// The index or manifest.
     pub target: Descriptor,
-    /// What there is for each platform, sorted by its name.
+    /// What is baked of it for each platform, sorted by its name.
     pub platforms: BTreeMap<String, LockedPlatform>,
+    /// What is mirrored of it: indexes and manifests, each behind those that it names.
+    pub documents: Vec<Descriptor>,
+    /// What is mirrored of it: configs and layers.
+    pub blobs: Vec<Descriptor>,
 }
 
 /// An image for one platform.
@@ -51,6 +55,10 @@ struct RawLock {
 struct RawImage {
     name: String,
     target: Line,
+    #[serde(default)]
+    documents: Vec<Line>,
+    #[serde(default)]
+    blobs: Vec<Line>,
     #[serde(default)]
     platforms: Vec<RawPlatform>,
 }
@@ -85,6 +93,26 @@ impl TryFrom<String> for Line {
     }
 }
 
+impl LockedImage {
+    /// Adds what is mirrored of the same image for other platforms.
+    pub fn add(&mut self, other: Self) {
+        let new = |known: &[Descriptor], more: Vec<Descriptor>| -> Vec<Descriptor> {
+            more.into_iter().filter(|one| known.iter().all(|known| known.digest != one.digest)).collect()
+        };
+        self.documents.extend(new(&self.documents, other.documents));
+        self.blobs.extend(new(&self.blobs, other.blobs));
+    }
+
+    /// All blobs that are brought of it, without indexes and manifests. Those that several platforms have come several times.
+    pub fn all_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        let of_platforms = self
+            .platforms
+            .values()
+            .flat_map(|locked| std::iter::once(&locked.config).chain(locked.layers.iter().map(|(layer, _)| layer)));
+        of_platforms.chain(&self.blobs)
+    }
+}
+
 impl LockedPlatform {
     /// Its blobs below the target.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
@@ -103,13 +131,15 @@ impl Lock {
             let what = format!("it is of version {}, and this prebake reads version {VERSION}", raw.version);
             return Err(SpecError::one(place, what));
         }
+        let plain = |lines: Vec<Line>| lines.into_iter().map(|Line(descriptor, _)| descriptor).collect();
         let platform = |RawPlatform { platform, documents, config, layers }| {
-            let documents = documents.into_iter().map(|Line(document, _)| document).collect();
+            let documents = plain(documents);
             let layers = layers.into_iter().map(|Line(layer, diff_id)| (layer, diff_id)).collect();
             (Platform::to_string(&platform), LockedPlatform { documents, config: config.0, layers })
         };
-        let image = |RawImage { name, target: Line(target, _), platforms }| {
-            (name, Arc::new(LockedImage { target, platforms: platforms.into_iter().map(platform).collect() }))
+        let image = |RawImage { name, target: Line(target, _), documents, blobs, platforms }| {
+            let platforms = platforms.into_iter().map(platform).collect();
+            (name, Arc::new(LockedImage { target, platforms, documents: plain(documents), blobs: plain(blobs) }))
         };
         Ok(Self { images: raw.images.into_iter().map(image).collect() })
     }
@@ -117,34 +147,44 @@ impl Lock {
 
 impl std::fmt::Display for Lock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let line = |Descriptor { digest, size, media_type, .. }: &Descriptor| format!("{digest} {size} {media_type}");
-        writeln!(f, "# What each name led to. Made by `prebake lock`; to be committed, not edited.")?;
+        writeln!(
+            f,
+            "# What each name led to. Made by `prebake lock` or `prebake mirror --lock`; to be committed, not edited."
+        )?;
         writeln!(f, "version = {VERSION}")?;
         for (name, image) in &self.images {
             writeln!(f, "\n[[images]]\nname = \"{name}\"\ntarget = \"{}\"", line(&image.target))?;
+            array(f, "documents", image.documents.iter().map(line))?;
+            array(f, "blobs", image.blobs.iter().map(line))?;
             for (platform, locked) in &image.platforms {
                 writeln!(f, "[[images.platforms]]\nplatform = \"{platform}\"")?;
-                let mut array = |key: &str, lines: Vec<String>| {
-                    if lines.is_empty() {
-                        return Ok(());
-                    }
-                    let lines: String = lines.iter().fold(String::new(), |mut all, line| {
-                        let _ = writeln!(all, "    \"{line}\",");
-                        all
-                    });
-                    writeln!(f, "{key} = [\n{lines}]")
-                };
-                array("documents", locked.documents.iter().map(line).collect())?;
+                array(f, "documents", locked.documents.iter().map(line))?;
                 let of_layer = |(layer, diff_id): &(Descriptor, Option<Digest>)| {
                     let diff_id = diff_id.as_ref().map(|digest| format!(" {digest}")).unwrap_or_default();
                     format!("{}{diff_id}", line(layer))
                 };
-                array("layers", locked.layers.iter().map(of_layer).collect())?;
+                array(f, "layers", locked.layers.iter().map(of_layer))?;
                 writeln!(f, "config = \"{}\"", line(&locked.config))?;
             }
         }
         Ok(())
     }
+}
+
+fn line(Descriptor { digest, size, media_type, .. }: &Descriptor) -> String {
+    format!("{digest} {size} {media_type}")
+}
+
+/// A key and its lines; nothing where there are none.
+fn array(f: &mut std::fmt::Formatter<'_>, key: &str, lines: impl ExactSizeIterator<Item = String>) -> std::fmt::Result {
+    if lines.len() == 0 {
+        return Ok(());
+    }
+    writeln!(f, "{key} = [")?;
+    for line in lines {
+        writeln!(f, "    \"{line}\",")?;
+    }
+    writeln!(f, "]")
 }
 
 #[cfg(test)]
@@ -165,12 +205,21 @@ mod tests {
             Arc::new(LockedImage {
                 target: of("index", n),
                 platforms: platforms.iter().map(|(name, locked)| ((*name).to_owned(), (*locked).clone())).collect(),
+                documents: Vec::new(),
+                blobs: Vec::new(),
             })
+        };
+        let mirrored = LockedImage {
+            target: of("index", 9),
+            platforms: BTreeMap::new(),
+            documents: vec![of("manifest", 3), of("index", 9)],
+            blobs: vec![of("config", 4), of("tar", 5)],
         };
         let lock = Lock {
             images: BTreeMap::from([
                 ("b.example/b:1".to_owned(), image(1, &[("linux/amd64", &platform), ("linux/arm64", &artifact)])),
                 ("a.example/a:1".to_owned(), image(8, &[("linux/amd64", &artifact)])),
+                ("c.example/c:1".to_owned(), Arc::new(mirrored)),
             ]),
         };
         let text = lock.to_string();

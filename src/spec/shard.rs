@@ -18,7 +18,7 @@ use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
 
-use super::Lock;
+use super::{Lock, LockedImage};
 use crate::oci::Digest;
 
 /// Shards that work can be split into.
@@ -184,9 +184,7 @@ impl Split {
 
     /// Splits what a lock's images consist of, their indexes and manifests excepted.
     pub fn of_lock(of: u16, lock: &Lock) -> Self {
-        let platforms = lock.images.values().flat_map(|image| image.platforms.values());
-        let blobs = platforms
-            .flat_map(|locked| std::iter::once(&locked.config).chain(locked.layers.iter().map(|(layer, _)| layer)));
+        let blobs = lock.images.values().flat_map(|image| image.all_blobs());
         Self::new(of, blobs.map(|blob| (&blob.digest, blob.size)))
     }
 
@@ -231,6 +229,12 @@ impl Share {
     /// Whether a blob is in it.
     pub fn has(&self, digest: &Digest) -> bool {
         self.split.is_mine(self.shard, digest)
+    }
+
+    /// Whether something of an image is in it; one without blobs is that of whose its own digest is.
+    pub fn has_some_of(&self, image: &LockedImage) -> bool {
+        let mut blobs = image.all_blobs().peekable();
+        if blobs.peek().is_none() { self.has(&image.target.digest) } else { blobs.any(|blob| self.has(&blob.digest)) }
     }
 
     /// How many blobs are in it, and their bytes.

@@ -37,6 +37,11 @@ fn world(dir: &Path) -> (Registry, Registry) {
     (from, to)
 }
 
+/// Writes `mirror.lock`.
+fn lock(dir: &Path) {
+    run(command().current_dir(dir).args(["mirror", "-f", "mirror.toml", "--lock"]));
+}
+
 /// Every image is there, by the word of skopeo; the first one, by that of containerd.
 fn is_whole(dir: &Path, registry: &Registry) {
     for n in 0..IMAGES {
@@ -72,6 +77,7 @@ fn path() -> String {
 fn parallel_mirrors_all_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = world(dir.path());
+    lock(dir.path());
     let before = given(&from).len();
     let mut parallel = Command::new("parallel");
     parallel.env("PATH", path()).env("HOME", dir.path()).env("DOCKER_CONFIG", "/nonexistent").current_dir(dir.path());
@@ -81,6 +87,7 @@ fn parallel_mirrors_all_of_it() {
         "mirror",
         "-f",
         "mirror.toml",
+        "--locked",
         "--quiet",
         "--shard",
         "{}/4",
@@ -145,7 +152,8 @@ fn the_job_s_pods_do_all_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let (_from, to) = world(dir.path());
     let all = documents("docs/snippets/shards-job.yaml");
-    let [config, secret, job] = &all[..] else { panic!("{all:?}") };
+    let [secret, job] = &all[..] else { panic!("{all:?}") };
+    lock(dir.path());
     let spec = &job["spec"];
     let container = &spec["template"]["spec"]["containers"][0];
     let env = |name: &str| -> String {
@@ -158,8 +166,7 @@ fn the_job_s_pods_do_all_of_it() {
     let mounted =
         |name: &str| mounts.iter().find(|mount| mount["name"] == name).unwrap()["mountPath"].as_str().unwrap();
     assert_eq!(mounted("credentials"), env("DOCKER_CONFIG"));
-    // What the pod finds there: both can be read.
-    fs::write(dir.path().join("example.toml"), config["data"]["mirror.toml"].as_str().unwrap()).unwrap();
+    // What the pod finds there can be read.
     fs::create_dir(dir.path().join("docker")).unwrap();
     fs::write(dir.path().join("docker/config.json"), secret["stringData"][".dockerconfigjson"].as_str().unwrap())
         .unwrap();
@@ -186,25 +193,26 @@ fn the_matrix_does_all_of_it() {
     let (_from, to) = world(dir.path());
     package(dir.path());
     let all = documents("docs/snippets/shards-actions.yml");
-    let job = &all[0]["jobs"]["mirror"];
-    let shards = job["strategy"]["matrix"]["shard"].as_array().unwrap();
+    let jobs = &all[0]["jobs"];
+    // What the artifact takes along is in the folder that all jobs have here.
+    let step = |step: &Value, shard: &str| {
+        assert_ne!(step["run"].is_string(), step["uses"].is_string(), "{step}");
+        let Some(script) = step["run"].as_str() else { return };
+        let script = script.replace("${{ matrix.shard }}", shard);
+        assert!(!script.contains("${{"), "{script}");
+        let mut bash = Command::new("bash");
+        bash.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script]).current_dir(dir.path());
+        run(bash.env("HOME", dir.path()));
+    };
+    let steps = |job: &str| jobs[job]["steps"].as_array().unwrap().clone();
+    steps("lock").iter().for_each(|one| step(one, ""));
+    let uploaded = steps("lock").iter().find_map(|step| step["with"]["path"].as_str().map(str::to_owned)).unwrap();
+    assert!(uploaded.lines().all(|path| dir.path().join(path).exists()), "{uploaded}");
+    assert_eq!(jobs["mirror"]["needs"], "lock");
+    let shards = jobs["mirror"]["strategy"]["matrix"]["shard"].as_array().unwrap();
     assert_eq!(shards.len(), 4);
     for shard in shards.iter().map(|shard| shard.as_str().unwrap()) {
-        let temp = dir.path().join(format!("temp{shard}"));
-        fs::create_dir(&temp).unwrap();
-        fs::write(temp.join("path"), "").unwrap();
-        for step in job["steps"].as_array().unwrap() {
-            assert_ne!(step["run"].is_string(), step["uses"].is_string(), "{step}");
-            let Some(script) = step["run"].as_str() else { continue };
-            let script = script.replace("${{ matrix.shard }}", shard);
-            assert!(!script.contains("${{"), "{script}");
-            let added: String =
-                fs::read_to_string(temp.join("path")).unwrap().lines().map(|line| format!("{line}:")).collect();
-            let mut bash = Command::new("bash");
-            bash.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script]).current_dir(dir.path());
-            bash.env("PATH", format!("{added}{}", std::env::var("PATH").unwrap())).env("HOME", &temp);
-            run(bash.env("GITHUB_PATH", temp.join("path")).env("RUNNER_TEMP", &temp));
-        }
+        steps("mirror").iter().for_each(|one| step(one, shard));
     }
     is_whole(dir.path(), &to);
 }

@@ -5,16 +5,17 @@ use std::fmt::Write as _;
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::Method;
-use prebake::fixture::Content;
+use prebake::fixture::{Content, full};
 use serde_json::Value;
 
 use crate::answers::layer_of;
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs, command, prebake};
-use crate::support::registry::TestRegistry;
+use crate::support::registry::{TestRegistry, respond};
 
 /// Bakers that begin at the same moment.
 const BAKERS: usize = 20;
@@ -278,6 +279,7 @@ fn a_cache_that_fails_slows_a_bake_and_no_more() {
 
 #[test]
 fn a_claimant_that_dies_is_replaced() {
+    let (layer, _) = layer_of(&app());
     let registry = TestRegistry::slow(app(), 100_000, Duration::from_millis(20));
     let place = Place::new();
     let arguments = format!(
@@ -296,8 +298,12 @@ fn a_claimant_that_dies_is_replaced() {
     assert!(!place.files("claims").is_empty(), "it left its claims");
     place.bake("second", "--cache-claim-expiry 1s", &registry.reference("app:1")).expect(0);
     sound(&place.root("second"), 1);
-    // The dead one's claims are gone with those of who took its place; what it has of the layer, it goes on with.
-    assert_eq!(place.files("claims"), Vec::<PathBuf>::new());
+    // The dead one's claims are gone with those of who took its place, but for those of what it had stored when it was killed, which
+    // nobody waits for. What it has of the layer, it goes on with.
+    for claim in place.files("claims") {
+        let hex = claim.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        assert!(layer != format!("sha256:{hex}") && place.blob(hex).exists(), "{claim:?}");
+    }
     registry.asked();
     prebake(&place.root("first"), &arguments).expect(0);
     assert_eq!(got(&registry.asked()).len(), 0);
@@ -330,6 +336,40 @@ fn what_is_gone_on_with_is_stored_whole() {
     assert!(fs::read(place.blob(hex)).unwrap() == *right, "its first bytes were here, the others came");
 }
 
+#[test]
+fn a_registry_that_refuses_head_is_asked_as_without_a_cache() {
+    let registry =
+        TestRegistry::faulty(app(), |request| (request.method() == Method::HEAD).then(|| respond(405, &[], full(""))));
+    let place = Place::new();
+    let name = registry.reference("app:1");
+    for (root, blobs) in [("one", 2), ("two", 0)] {
+        registry.asked();
+        place.bake(root, "", &name).expect(0);
+        sound(&place.root(root), 1);
+        let asked = registry.asked();
+        assert!(asked.iter().any(|line| line == "GET /v2/app/manifests/1"), "{asked:?}");
+        assert_eq!(asked.iter().filter(|line| line.contains("/blobs/")).count(), blobs + usize::from(blobs > 0));
+    }
+}
+
+#[test]
+fn a_blob_that_comes_wrong_is_asked_for_again_by_who_warms() {
+    let content = app();
+    let (layer, right) = layer_of(&content);
+    for (wrong, code) in [(2, 0), (usize::MAX, 6)] {
+        let (layer, len, came) = (layer.clone(), right.len(), AtomicUsize::new(0));
+        let registry = TestRegistry::faulty(content.clone(), move |request| {
+            let is_wrong = request.uri().path().ends_with(&layer) && came.fetch_add(1, Ordering::Relaxed) < wrong;
+            is_wrong.then(|| respond(200, &[], full(vec![7; len])))
+        });
+        let place = Place::new();
+        let warmed = place.care(&format!("warm --platform linux/amd64 {}", registry.reference("app:1"))).expect(code);
+        assert_eq!(warmed.stderr.contains("came wrong 3 times"), code != 0, "{warmed:?}");
+        assert_eq!(place.files("blobs").len(), if code == 0 { 4 } else { 3 });
+        place.care("check").expect(0);
+    }
+}
+
 /// Makes files of the cache as old as that.
 fn age(files: &[PathBuf], days: u64) {
     let then = SystemTime::now() - Duration::from_secs(days * 86_400);
@@ -350,6 +390,7 @@ fn what_nobody_needs_goes() {
     let (a, b) = (registry.reference("a:1"), registry.reference("b:1"));
     place.bake("one", "", &a).expect(0);
     place.bake("two", "", &b).expect(0);
+    assert!(!place.cache().join("claims").exists(), "no claim leaves its directory behind");
     let pruned = |arguments: &str| -> Value { place.care(&format!("prune --json {arguments}")).expect(0).last_json() };
     assert_eq!(pruned("--max-size 0B")["blobs"], 0, "what was just used stays");
     age(&place.files("blobs"), 40);
@@ -363,6 +404,16 @@ fn what_nobody_needs_goes() {
     registry.asked();
     place.bake("four", "", &a).expect(0);
     assert_eq!(got(&registry.asked()).len(), 0, "it was used");
+    // What a writer left that was killed, a long time ago and just now.
+    let unnamed = ["blobs/sha256/0f#1", "claims/sha256/0f/0#12", "used/x#3"].map(|key| place.cache().join(key));
+    for file in &unnamed {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "part").unwrap();
+    }
+    age(&unnamed[..2], 1);
+    assert_eq!(pruned("--unused 30d --dry-run")["unnamed"], 2);
+    assert_eq!(pruned("--unused 30d")["unnamed"], 2);
+    assert_eq!(unnamed.map(|file| file.exists()), [false, false, true]);
     // By size: what was used longest ago goes first, and a claim keeps what it is about.
     place.bake("five", "", &b).expect(0);
     age(&place.files("blobs"), 2);

@@ -1,5 +1,6 @@
 //! Images on their way to registries that refuse, break off and lie: nothing wrong is completed, and no name leads to a part.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -407,6 +408,113 @@ fn a_mirror_of_many() {
     std::fs::write(&list, format!("{source}/k8s/pause:3\n")).unwrap();
     run(&format!("copy --file {} {there}/listed", list.display())).expect(0);
     assert!(to.document("listed/k8s/pause", "3").is_some());
+}
+
+#[test]
+fn a_mirror_of_what_was_locked() {
+    let mut content = app();
+    let top = target(&content);
+    let sbom = artifact(&mut content, SBOM, "{}", &json!({}), Some(&top));
+    let list = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [sbom]});
+    let list = content.add_json(media_type::OCI_INDEX, &list).digest;
+    tag(&mut content, &top.as_tag(), list);
+    let (images, other) = (TestRegistry::start(content), TestRegistry::start(image(5000)));
+    let (from, to) = (Receiver::start(manner(), |_| None), Receiver::start(manner(), |_| None));
+    let bring = |images: &TestRegistry, name: &str| {
+        run(&format!("copy --referrers {} {}", images.reference("app:1"), from.reference(name))).expect(0);
+    };
+    bring(&images, "app:1.0");
+    bring(&images, "app:1.1");
+    let dir = tempfile::tempdir().unwrap();
+    let (file, lock) = (dir.path().join("mirror.toml"), dir.path().join("mirror.lock"));
+    let toml = |more: &str, top: &str| {
+        let (from, to) = (from.name(), to.name());
+        let all = format!(
+            "{top}\nreferrers = true\nimages = [{{ repository = \"{from}/app\", tags = [\"1.*\"] }}{more}]\n\
+             target.registry = \"{to}\"\n"
+        );
+        std::fs::write(&file, all).unwrap();
+    };
+    let mirror = |more: &str| run(&format!("mirror --tries 2 {more} -f {}", file.display()));
+    toml("", "platforms = [\"linux/amd64\"]");
+    assert!(mirror("--locked").expect(2).stderr.contains("mirror.lock"));
+    assert!(mirror("--lock").expect(0).stdout.contains("2 images; 2 added, 0 moved, 0 removed"));
+    toml("", "");
+    let more = mirror("--locked").expect(2);
+    assert!(more.stderr.contains("was not part of it when it was locked"), "{}", more.stderr);
+    mirror("--lock").expect(0);
+    let locked = std::fs::read_to_string(&lock).unwrap();
+    mirror("--lock").expect(0);
+    assert_eq!(std::fs::read_to_string(&lock).unwrap(), locked);
+    assert!(to.state.lock().unwrap().documents.is_empty());
+
+    // One tag moves, another one comes, and somebody signs.
+    bring(&other, "app:1.0");
+    bring(&other, "app:1.2");
+    let mut signed = app();
+    let later = artifact(&mut signed, "application/x-later", "later", &json!({}), Some(&top));
+    let list = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [sbom, later]});
+    {
+        let key = |target: &str| ("app".to_owned(), target.to_owned());
+        let mut state = from.state.lock().unwrap();
+        state.blobs.extend(signed.blobs.iter().map(|(digest, (_, bytes))| (key(digest.as_str()), bytes.clone())));
+        state.documents.insert(key(later.digest.as_str()), signed.blobs[&later.digest].clone());
+        state.documents.insert(key(&top.as_tag()), (media_type::OCI_INDEX.to_owned(), list.to_string().into()));
+    }
+    from.asked();
+    for shards in [&[""][..], &["--shard 2/2", "--shard 1/2"]] {
+        *to.state.lock().unwrap() = crate::receiver::State::default();
+        for shard in shards {
+            mirror(&format!("--locked {shard}")).expect(0);
+        }
+        for tag in ["1.0", "1.1"] {
+            assert_eq!(Digest::of(&to.document("app", tag).unwrap()), top, "{tag}");
+        }
+        let has = |target: &str| to.document("app", target).is_some();
+        assert!(has(sbom.digest.as_str()) && !has(later.digest.as_str()) && !has("1.2"));
+    }
+    let asked = from.asked();
+    assert!(asked.iter().all(|line| !line.contains("/tags/") && !line.contains("/manifests/1.")), "{asked:?}");
+
+    toml(&format!(", \"{}/hub:1\"", from.name()), "");
+    let lacks = mirror("--locked").expect(2);
+    assert!(lacks.stderr.contains(&format!("{}/hub:1 is not in the lock", from.name())), "{}", lacks.stderr);
+    toml("", "");
+    let said = mirror("--lock").expect(0).stdout;
+    assert!(said.contains("3 images; 1 added, 1 moved, 0 removed"), "{said}");
+    mirror("--locked").expect(0);
+    assert!(to.document("app", "1.2").is_some() && to.document("app", later.digest.as_str()).is_some());
+}
+
+#[test]
+fn a_mirror_is_stopped_before_it_knows_its_images() {
+    for more in ["", "--lock"] {
+        let (asked, was_asked) = std::sync::mpsc::channel();
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let waits = std::sync::Mutex::new(waits);
+        let from = TestRegistry::faulty(app(), move |request| {
+            if request.uri().path().contains("/tags/") {
+                asked.send(()).unwrap();
+                let _ = waits.lock().unwrap().recv();
+            }
+            None
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let toml = format!(
+            "images = [{{ repository = \"{0}/app\", tags = [\"*\"] }}]\ntarget.registry = \"{0}/hub\"\n",
+            from.name()
+        );
+        std::fs::write(dir.path().join("mirror.toml"), toml).unwrap();
+        let mut mirror = command();
+        mirror.current_dir(dir.path()).args(["mirror", "-f", "mirror.toml"]).args(more.split_whitespace());
+        let mirror = mirror.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        was_asked.recv().unwrap();
+        let pid = rustix::process::Pid::from_raw(mirror.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        Run::from(mirror.wait_with_output().unwrap()).expect(143);
+        assert!(!dir.path().join("mirror.lock").exists());
+        drop(go_on);
+    }
 }
 
 #[test]

@@ -40,6 +40,13 @@ pub(super) struct Tree {
     pub(super) seen: HashSet<Digest>,
 }
 
+impl Tree {
+    /// Its documents and blobs.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &Descriptor> {
+        self.documents.iter().map(|doc| &doc.descriptor).chain(&self.blobs)
+    }
+}
+
 /// Reads an image.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'r> {

@@ -1,6 +1,6 @@
 //! What refers to an image: found where the image is, and listed where it goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -31,15 +31,23 @@ pub(super) struct Entry {
 }
 
 impl Reader<'_> {
-    /// Adds what refers to an image's documents to what it consists of, of these types; all without any.
-    pub(super) async fn add_referrers(&self, wanted: &[String], tree: &mut Tree) -> Result<Referrers> {
+    /// Adds what refers to an image's documents to what it consists of, of these types; all without any. Where something was
+    /// locked, nothing else is: what came since is for the next lock.
+    pub(super) async fn add_referrers(
+        &self,
+        wanted: &[String],
+        locked: Option<&HashSet<&Digest>>,
+        tree: &mut Tree,
+    ) -> Result<Referrers> {
         let mut found = Referrers::default();
         let mut subjects: Vec<Digest> = tree.documents.iter().map(|doc| doc.descriptor.digest.clone()).collect();
         let is_wanted = |kind: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == kind);
+        let is_locked = |digest: &Digest| locked.is_none_or(|locked| locked.contains(digest));
         let mut count = 0;
         while let Some(subject) = subjects.pop() {
             for descriptor in self.sources.referrers(self.from, &subject).await? {
-                if descriptor.artifact_type().is_some_and(|kind| !is_wanted(kind)) {
+                let is_other = descriptor.artifact_type().is_some_and(|kind| !is_wanted(kind));
+                if is_other || !is_locked(&descriptor.digest) {
                     continue;
                 }
                 let doc = self.document(&descriptor).await?;
@@ -57,7 +65,7 @@ impl Reader<'_> {
             for suffix in COSIGN_TAGS {
                 let tag = format!("{}{suffix}", subject.as_tag());
                 let Some(doc) = self.tagged(&tag).await? else { continue };
-                if parts(&doc).iter().any(|kind| is_wanted(kind)) {
+                if is_locked(&doc.descriptor.digest) && parts(&doc).iter().any(|kind| is_wanted(kind)) {
                     self.walk(doc.clone(), tree, 1).await?;
                     found.tags.push((tag, doc));
                     count += 1;
