@@ -511,9 +511,10 @@ fn a_mirror_is_stopped_before_it_knows_its_images() {
         was_asked.recv().unwrap();
         let pid = rustix::process::Pid::from_raw(mirror.id().try_into().unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        Run::from(mirror.wait_with_output().unwrap()).expect(143);
-        assert!(!dir.path().join("mirror.lock").exists());
+        let run = Run::from(mirror.wait_with_output().unwrap());
         drop(go_on);
+        run.expect(143);
+        assert!(!dir.path().join("mirror.lock").exists());
     }
 }
 
