@@ -63,6 +63,9 @@ pub async fn warm(
     let mut cancelled = false;
     while !cancelled {
         tokio::select! {
+            // First, for it may have come before there was any work.
+            biased;
+            () = &mut cancel => cancelled = true,
             next = all.next() => {
                 let Some((_, blob, result)) = next else { break };
                 match result {
@@ -75,7 +78,6 @@ pub async fn warm(
                     Err(failure) => lost.push((blob.digest.clone(), failure)),
                 }
             }
-            () = &mut cancel => cancelled = true,
         }
     }
     drop(all);

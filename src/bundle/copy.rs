@@ -146,11 +146,13 @@ pub(super) async fn each<T>(
     let mut running = pin!(iter(work).buffer_unordered(at_once));
     loop {
         tokio::select! {
+            // First, for it may have come before there was any work.
+            biased;
+            () = &mut cancel => return true,
             next = running.next() => match next {
                 Some((i, result)) => done(i, result),
                 None => return false,
             },
-            () = &mut cancel => return true,
         }
     }
 }
