@@ -202,6 +202,11 @@ fn filled_read_and_mended_in_azurite() {
 }
 
 #[test]
+fn filled_read_and_mended_in_moto_for_google() {
+    filled_read_and_mended(Kind::MotoForGoogle);
+}
+
+#[test]
 fn a_store_that_is_no_use_is_left_unless_it_is_required() {
     let site = Site::new();
     let start = |kind: Kind| Store::start(kind, &site.dir().join(format!("{kind:?}")));
@@ -211,10 +216,12 @@ fn a_store_that_is_no_use_is_left_unless_it_is_required() {
         (moto.address(), "s3://nothing", ("", ""), 1, "NoSuchBucket"),
         (s3s_fs.address(), "s3://bakes", ("AWS_ACCESS_KEY_ID", "another"), 4, "NotSignedUp"),
         (s3s_fs.address(), "s3://bakes", ("AWS_SECRET_ACCESS_KEY", "another"), 4, "SignatureDoesNotMatch"),
+        (moto.address(), "gs://nothing", ("", ""), 1, "NoSuchBucket"),
         (azurite.address(), "az://nothing", ("", ""), 1, "ContainerNotFound"),
         (azurite.address(), "az://bakes", ("AZURE_STORAGE_ACCOUNT_KEY", other_key), 4, "AuthorizationFailure"),
         (&*nobody, "s3://bakes", ("", ""), 1, "Connection refused"),
         (&*nobody, "az://bakes", ("", ""), 1, "Connection refused"),
+        (&*nobody, "gs://bakes", ("", ""), 1, "Connection refused"),
     ] {
         let with = |more: &str| {
             let root = site.dir().join("root");
@@ -241,7 +248,7 @@ fn a_store_that_is_no_use_is_left_unless_it_is_required() {
 fn a_store_that_knows_no_conditional_writes() {
     let site = Site::new();
     let store = Store::start(Kind::Moto, site.dir());
-    let relay = Relay::start(store.address(), |_| Deed::Without("if-none-match"));
+    let relay = Relay::start(store.address(), |_| Deed::Header("if-none-match", ""));
     let (at, cache, all) = (relay.address(), &*store.cache("unconditional"), blobs(&site.plain).len() as u64);
     let first = site.bake(at, cache);
     assert_eq!((first.troubles(), first.usage["stored"].as_u64()), (vec!["unconditional".to_owned()], Some(all)));
@@ -424,4 +431,9 @@ fn many_bakers_ask_the_registry_once() {
 #[test]
 fn bakers_ask_the_registry_once_by_way_of_azurite() {
     bakers_at_once(Kind::Azurite, 4, 1);
+}
+
+#[test]
+fn bakers_ask_the_registry_once_by_way_of_moto_for_google() {
+    bakers_at_once(Kind::MotoForGoogle, 2, 0);
 }
