@@ -4,7 +4,7 @@
 //! written anew while its claimant lives, and removed when the blob is stored or given up. Whoever finds one that did not change
 //! for so long, by its own clock, creates the next one (`…/1`), which again only one can. No condition but "where there is
 //! nothing" is needed, which all stores know, directories among them, and no two clocks are compared; but a claim that is
-//! much older than it may be is not watched first.
+//! much older than it may be is not watched first. Some stores let two create it, one over the other: so who created one reads it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
