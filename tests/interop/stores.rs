@@ -30,9 +30,9 @@ pub enum Kind {
     /// Azurite, of Azure Blob Storage: it knows users.
     Azurite,
     /// moto's once more, asked as Google Cloud Storage is: Google made its XML API after S3's, and a relay puts the one condition
-    /// that it words otherwise in S3's words. What there is of servers of Google's own kind has too little of that API: gcp-storage-emulator
-    /// (2026.7.19) knows no HEAD, list, removal and parts, and answers without the headers that say how old what is stored is; fake-gcs-server (1.54.0)
-    /// takes neither objects nor parts by it.
+    /// that it words otherwise in S3's words. What there is of servers of Google's own kind has too little of that API:
+    /// gcp-storage-emulator (2026.7.19) knows no `HEAD`, list, removal and parts, and answers without `ETag` and `Last-Modified`;
+    /// fake-gcs-server (1.54.0) takes neither objects nor parts by it.
     MotoForGoogle,
 }
 
