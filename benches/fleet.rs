@@ -36,9 +36,9 @@ const REGISTRY_CORE: f64 = 900.0 * 1024.0 * 1024.0 / 0.5;
 /// Cores that the registry has.
 const REGISTRY_CORES: f64 = 16.0;
 
-/// What a shared cache in S3 is asked for a blob that it does not have, and then has (docs/cache.md; `it::cache`, `interop::cache` count them):
-/// is it there, twice; a claim, which is removed, and the blob; of more than a part, one request more and one a part.
-const READS_A_MISS: u64 = 2;
+/// What a shared cache in S3 is asked for a blob that it does not have, and then has (docs/cache.md; `it::cache` counts them):
+/// is it there, twice; whose is the claim; a claim, which is removed, and the blob; of more than a part, one request more and one a part.
+const READS_A_MISS: u64 = 3;
 const WRITES_A_MISS: u64 = 2;
 const PART: u64 = 5 << 20;
 const MOST_PARTS: u64 = 9_000;

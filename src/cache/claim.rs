@@ -4,7 +4,7 @@
 //! written anew while its claimant lives, and removed when the blob is stored or given up. Whoever finds one that did not change
 //! for so long, by its own clock, creates the next one (`…/1`), which again only one can. No condition but "where there is
 //! nothing" is needed, which all stores know, directories among them, and no two clocks are compared; but a claim that is
-//! much older than it may be is not watched first.
+//! much older than it may be is not watched first. Some stores let two create it, one over the other: so who created one reads it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -105,17 +105,16 @@ impl Cache {
         let mut generation = lock(&self.watched).get(digest).map_or(0, |watch| watch.first);
         while generation < MOST {
             let key = key(digest, generation);
-            if self.store.put_new(&key, text.to_json()).await? {
-                return Ok(Turn::Ours(Claim::new(self, digest, generation, text)));
-            }
-            let Some(theirs) = self.read_claim(digest, generation).await? else {
+            let said = self.store.put_new(&key, text.to_json()).await?;
+            let is_ours = |theirs: &Text| theirs.holder == text.holder && theirs.claim == text.claim;
+            // Whose it is, the claim itself says: an answer may be lost, and stores that look first and write then say yes to two.
+            let theirs = match self.read_claim(digest, generation).await {
+                Ok(Some(theirs)) if !is_ours(&theirs.0) => theirs,
                 // It was given up between the two; whoever is next is told by the next look.
-                return Ok(self.watch(digest, None));
+                Ok(None) => return Ok(self.watch(digest, None)),
+                Err(error) if !said => return Err(error),
+                Ok(Some(_)) | Err(_) => return Ok(Turn::Ours(Claim::new(self, digest, generation, text))),
             };
-            // The answer to our own was lost.
-            if theirs.0.holder == text.holder && theirs.0.claim == text.claim {
-                return Ok(Turn::Ours(Claim::new(self, digest, generation, text)));
-            }
             if !self.is_dead(digest, generation, &theirs) {
                 return Ok(Turn::Theirs);
             }

@@ -188,7 +188,8 @@ impl Store {
         self.written(key, self.objects.put(&self.path(key), PutPayload::from_iter(bytes))).await.map(drop)
     }
 
-    /// Stores something under a key that has nothing. Whether it was so; a store that knows no such condition says yes always.
+    /// Stores something under a key that has nothing. Whether it was so; a store that knows no such condition says yes always, and one
+    /// that looks first and then writes may say yes to two.
     pub(super) async fn put_new(&self, key: &str, text: String) -> Result<bool> {
         let path = self.path(key);
         match self.written(key, self.objects.put_opts(&path, text.into(), PutMode::Create.into())).await {

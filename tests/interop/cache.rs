@@ -1,4 +1,4 @@
-//! The shared cache in S3 servers that others wrote: what many bakers come to, and what goes wrong on the way.
+//! The shared cache in servers that others wrote: what many bakers come to, and what goes wrong on the way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::peers::{Containerd, free_address};
 use crate::relay::{Asked, Deed, Relay};
-use crate::s3::{Kind, S3, reaches};
+use crate::stores::{Kind, Store, reaches};
 use crate::support::content::{build, demo};
 use crate::support::prebake::{Run, blobs, command, containerd_root, prebake, records};
 use crate::support::registry::TestRegistry;
@@ -85,7 +85,7 @@ impl Baked {
     }
 }
 
-/// Runs `prebake`, which reaches an S3 server at an address.
+/// Runs `prebake`, which reaches a store at an address.
 fn ours(address: &str, arguments: &str) -> Run {
     reaches(&mut command(), address).args(arguments.split_whitespace()).output().unwrap().into()
 }
@@ -138,10 +138,9 @@ fn sound(address: &str, cache: &str) -> u64 {
 
 fn filled_read_and_mended(kind: Kind) {
     let site = Site::new();
-    let s3 = S3::start(kind, site.dir());
-    let (at, cache) = (s3.address(), "s3://bakes/team/blobs");
+    let store = Store::start(kind, site.dir());
+    let (at, cache) = (store.address(), &*store.cache("team/blobs"));
     let all = blobs(&site.plain);
-    let known: &[&str] = if kind == Kind::S3rver { &["unconditional"] } else { &[] };
     let warmed = ours(at, &format!("cache warm --json --cache {cache} {}", site.images)).expect(0).last_json();
     assert_eq!(warmed["cache"]["stored"].as_u64(), Some(all.len() as u64), "{warmed}");
     let once = site.registry.fetched();
@@ -152,7 +151,7 @@ fn filled_read_and_mended(kind: Kind) {
     sound(at, cache);
 
     let baked = site.bake(at, cache);
-    assert_eq!(baked.troubles(), known);
+    assert_eq!(baked.troubles(), [""; 0]);
     assert_eq!((baked.fetched, baked.usage["hits"].as_u64()), (BTreeMap::new(), Some(all.len() as u64)));
     let mut containerd = Containerd::start("2.1.9", &containerd_root(&baked.root), &site.dir().join("work"));
     let named: Vec<String> = containerd.ctr("images ls -q").lines().map(str::to_owned).collect();
@@ -166,19 +165,19 @@ fn filled_read_and_mended(kind: Kind) {
     for wrong in [b"something else".to_vec(), vec![7; 30_000_000]] {
         let (digest, bytes) = all.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap();
         let wrong = &wrong[..wrong.len().min(bytes.len())];
-        s3.overwrite(&format!("team/blobs/blobs/sha256/{digest}"), wrong);
+        store.overwrite(&format!("team/blobs/blobs/sha256/{digest}"), wrong);
         let checked = ours(at, &format!("cache check --cache {cache}")).expect(6);
         assert!(checked.stdout.contains(&format!("sha256:{digest} is not what is stored under it")), "{checked:?}");
         let baked = site.bake(at, cache);
-        assert_eq!(baked.troubles(), [known, &["wrong"]].concat());
+        assert_eq!(baked.troubles(), ["wrong"]);
         assert_eq!(baked.fetched, BTreeMap::from([(format!("sha256:{digest}"), 1)]));
         assert_eq!(sound(at, cache), all.len() as u64);
     }
 
     let pruned = ours(at, &format!("cache prune --json --unused 1d --cache {cache}")).expect(0).last_json();
     assert_eq!((pruned["blobs"].as_u64(), pruned["kept"].as_u64()), (Some(0), Some(all.len() as u64)), "{pruned}");
-    if kind == Kind::S3rver {
-        s3.age(3);
+    if kind == Kind::S3sFs {
+        store.age(3);
         let pruned = ours(at, &format!("cache prune --json --unused 2d --cache {cache}")).expect(0).last_json();
         assert_eq!((pruned["blobs"].as_u64(), pruned["kept"].as_u64()), (Some(all.len() as u64), Some(0)), "{pruned}");
         let baked = site.bake(at, cache);
@@ -193,26 +192,44 @@ fn filled_read_and_mended_in_moto() {
 }
 
 #[test]
-fn filled_read_and_mended_in_s3rver() {
-    filled_read_and_mended(Kind::S3rver);
+fn filled_read_and_mended_in_s3s_fs() {
+    filled_read_and_mended(Kind::S3sFs);
+}
+
+#[test]
+fn filled_read_and_mended_in_azurite() {
+    filled_read_and_mended(Kind::Azurite);
+}
+
+#[test]
+fn filled_read_and_mended_in_moto_for_google() {
+    filled_read_and_mended(Kind::MotoForGoogle);
 }
 
 #[test]
 fn a_store_that_is_no_use_is_left_unless_it_is_required() {
     let site = Site::new();
-    let s3 = S3::start(Kind::S3rver, site.dir());
-    let nobody = free_address();
-    for (at, bucket, key, code, word) in [
-        (s3.address(), "nothing", "S3RVER", 1, "NoSuchBucket"),
-        (s3.address(), "bakes", "another", 4, "InvalidAccessKeyId"),
-        (&*nobody, "bakes", "S3RVER", 1, "Connection refused"),
+    let start = |kind: Kind| Store::start(kind, &site.dir().join(format!("{kind:?}")));
+    let (moto, s3s_fs, azurite, nobody) = (start(Kind::Moto), start(Kind::S3sFs), start(Kind::Azurite), free_address());
+    let other_key = "YW5vdGhlcg==";
+    for (at, cache, (name, value), code, word) in [
+        (moto.address(), "s3://nothing", ("", ""), 1, "NoSuchBucket"),
+        (s3s_fs.address(), "s3://bakes", ("AWS_ACCESS_KEY_ID", "another"), 4, "NotSignedUp"),
+        (s3s_fs.address(), "s3://bakes", ("AWS_SECRET_ACCESS_KEY", "another"), 4, "SignatureDoesNotMatch"),
+        (moto.address(), "gs://nothing", ("", ""), 1, "NoSuchBucket"),
+        (azurite.address(), "az://nothing", ("", ""), 1, "ContainerNotFound"),
+        (azurite.address(), "az://bakes", ("AZURE_STORAGE_ACCOUNT_KEY", other_key), 4, "AuthorizationFailure"),
+        (&*nobody, "s3://bakes", ("", ""), 1, "Connection refused"),
+        (&*nobody, "az://bakes", ("", ""), 1, "Connection refused"),
+        (&*nobody, "gs://bakes", ("", ""), 1, "Connection refused"),
     ] {
         let with = |more: &str| {
             let root = site.dir().join("root");
             let _ = fs::remove_dir_all(&root);
-            let arguments = format!("bake --root {} --cache s3://{bucket} {more} {}", root.display(), site.images);
+            let arguments = format!("bake --root {} --cache {cache} {more} {}", root.display(), site.images);
             let mut command = command();
-            let command = reaches(&mut command, at).env("AWS_ACCESS_KEY_ID", key).args(arguments.split_whitespace());
+            let command = reaches(&mut command, at).args(arguments.split_whitespace());
+            command.envs((!name.is_empty()).then_some((name, value)));
             (Run::from(command.output().unwrap()), root)
         };
         let (free, root) = with("");
@@ -225,6 +242,21 @@ fn a_store_that_is_no_use_is_left_unless_it_is_required() {
         assert!(required.stderr.contains(word), "{word}: {}", required.stderr);
         assert_eq!(site.registry.fetched(), BTreeMap::new());
     }
+}
+
+#[test]
+fn a_store_that_knows_no_conditional_writes() {
+    let site = Site::new();
+    let store = Store::start(Kind::Moto, site.dir());
+    let relay = Relay::start(store.address(), |_| Deed::Header("if-none-match", ""));
+    let (at, cache, all) = (relay.address(), &*store.cache("unconditional"), blobs(&site.plain).len() as u64);
+    let first = site.bake(at, cache);
+    assert_eq!((first.troubles(), first.usage["stored"].as_u64()), (vec!["unconditional".to_owned()], Some(all)));
+    assert!(first.fetched.values().all(|times| *times == 1), "{:?}", first.fetched);
+    let second = site.bake(at, cache);
+    assert_eq!((second.troubles(), second.fetched), (vec!["unconditional".to_owned()], BTreeMap::new()));
+    drop(relay);
+    assert_eq!(sound(store.address(), cache), all);
 }
 
 /// Whether something happens for the first time.
@@ -240,7 +272,7 @@ const QUOTA: &str = "<Error><Code>QuotaExceeded</Code><Message>The quota set has
 #[test]
 fn answers_that_are_cut_refused_or_lost() {
     let site = Site::new();
-    let s3 = S3::start(Kind::Moto, site.dir());
+    let store = Store::start(Kind::Moto, site.dir());
     let all = blobs(&site.plain).len() as u64;
     let seen: Mutex<BTreeSet<String>> = Mutex::default();
     let slow_until: Mutex<Option<Instant>> = Mutex::default();
@@ -260,7 +292,7 @@ fn answers_that_are_cut_refused_or_lost() {
         [("slow", Box::new(slow)), ("lost", Box::new(lost)), ("cut-once", Box::new(cut_once)), ("cut", Box::new(cut))];
     for (name, deed) in cases {
         let cache = &format!("s3://bakes/{name}");
-        let relay = Relay::start(s3.address(), deed);
+        let relay = Relay::start(store.address(), deed);
         let first = site.bake(relay.address(), cache);
         assert!(first.fetched.values().all(|times| *times == 1), "{name}: {:?}", first.fetched);
         assert_eq!(
@@ -272,41 +304,46 @@ fn answers_that_are_cut_refused_or_lost() {
         let second = site.bake(relay.address(), cache);
         assert!(second.troubles().is_empty() || name == "cut", "{name}: {:?}", second.troubles());
         assert!(second.fetched.is_empty() || name == "cut", "{name}: {:?}", second.fetched);
+        let root = site.dir().join("required");
+        let required = format!("bake --root {} --cache {cache} --cache-required {}", root.display(), site.images);
+        let required = ours(relay.address(), &required).expect(i32::from(name == "cut"));
+        assert_eq!(required.stderr.contains("of the cache s3://bakes/cut failed"), name == "cut", "{}", required.stderr);
+        let _ = fs::remove_dir_all(root);
         drop(relay);
-        assert_eq!(sound(s3.address(), cache), all, "{name}");
+        assert_eq!(sound(store.address(), cache), all, "{name}");
     }
 }
 
 #[test]
 fn a_store_without_room_is_read() {
     let site = Site::new();
-    let s3 = S3::start(Kind::Moto, site.dir());
+    let store = Store::start(Kind::Moto, site.dir());
     for (status, text) in [(507, ""), (403, QUOTA)] {
         let cache = &format!("s3://bakes/full-{status}");
         let refuse = move |asked: &Asked| {
             let writes = asked.method != "GET" && asked.method != "HEAD" && asked.target.contains("/blobs/");
             if writes { Deed::Answer(status, text) } else { Deed::Pass }
         };
-        let relay = Relay::start(s3.address(), refuse);
+        let relay = Relay::start(store.address(), refuse);
         let baked = site.bake(relay.address(), cache);
         assert_eq!(baked.troubles(), ["read-only"], "{status}");
         assert!(baked.fetched.values().all(|times| *times == 1), "{:?}", baked.fetched);
         assert_eq!(baked.usage["stored"], 0);
         drop(relay);
-        assert_eq!(sound(s3.address(), cache), 0);
+        assert_eq!(sound(store.address(), cache), 0);
     }
 }
 
 #[test]
 fn bytes_that_change_on_the_way_are_nobodys() {
     let site = Site::new();
-    let s3 = S3::start(Kind::Moto, site.dir());
+    let store = Store::start(Kind::Moto, site.dir());
     let cache = "s3://bakes/changed";
-    site.bake(s3.address(), cache);
+    site.bake(store.address(), cache);
     let change = |asked: &Asked| {
         if asked.method == "GET" && asked.target.contains("/blobs/") { Deed::Change } else { Deed::Pass }
     };
-    let relay = Relay::start(s3.address(), change);
+    let relay = Relay::start(store.address(), change);
     let baked = site.bake(relay.address(), cache);
     assert!(
         !baked.troubles().is_empty() && baked.troubles().iter().all(|trouble| trouble == "wrong"),
@@ -314,8 +351,8 @@ fn bytes_that_change_on_the_way_are_nobodys() {
         baked.troubles()
     );
     drop(relay);
-    assert_eq!(sound(s3.address(), cache), blobs(&site.plain).len() as u64);
-    assert_eq!(site.bake(s3.address(), cache).fetched, BTreeMap::new());
+    assert_eq!(sound(store.address(), cache), blobs(&site.plain).len() as u64);
+    assert_eq!(site.bake(store.address(), cache).fetched, BTreeMap::new());
 }
 
 /// Images that have many small layers.
@@ -335,41 +372,40 @@ fn many(images: usize, layers: usize) -> Content {
     build(&spec)
 }
 
-#[test]
-fn many_bakers_ask_the_registry_once() {
-    const BAKERS: usize = 10;
-    const KILLED: usize = 4;
+/// Bakers that begin at once ask the registry for everything once, but for what those who are killed had begun.
+fn bakers_at_once(kind: Kind, bakers: usize, killed: usize) {
     let work = tempfile::tempdir().unwrap();
-    let s3 = S3::start(Kind::Moto, work.path());
+    let store = Store::start(kind, work.path());
+    let cache = &*store.cache("many");
     let content = many(20, 10);
     let registry = Counting::start(content.clone());
     let images: Vec<String> = (0..20).map(|image| registry.registry.reference(&format!("i{image}:1"))).collect();
     let start = |baker: usize| {
         let mut command = command();
-        reaches(&mut command, s3.address()).args(["bake", "--platform", "linux/amd64", "--json", "--root"]);
+        reaches(&mut command, store.address()).args(["bake", "--platform", "linux/amd64", "--json", "--root"]);
         command.arg(work.path().join(format!("root-{baker}")));
-        command.args(["--cache", "s3://bakes/many", "--cache-claim-expiry", "2s"]).args(&images);
+        command.args(["--cache", cache, "--cache-claim-expiry", "2s"]).args(&images);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let started = Instant::now();
-    let mut bakers: Vec<_> = (0..BAKERS).map(start).collect();
+    let mut running: Vec<_> = (0..bakers).map(start).collect();
     // In the middle of it.
     while registry.fetched.lock().unwrap().len() < 60 {
         assert!(started.elapsed() < Duration::from_mins(2));
         std::thread::sleep(Duration::from_millis(20));
     }
-    for (baker, child) in bakers.iter_mut().enumerate().take(KILLED) {
+    for (baker, child) in running.iter_mut().enumerate().take(killed) {
         child.kill().unwrap();
         child.wait().unwrap();
         *child = start(baker);
     }
     let usages: Vec<Value> =
-        bakers.into_iter().map(|child| Run::from(child.wait_with_output().unwrap()).expect(0).last_json()).collect();
+        running.into_iter().map(|child| Run::from(child.wait_with_output().unwrap()).expect(0).last_json()).collect();
     let times = registry.fetched();
     let (unique, asked) = (times.len(), times.values().sum::<usize>());
     let sum = |what: &str| usages.iter().map(|summary| summary["cache"][what].as_u64().unwrap()).sum::<u64>();
     eprintln!(
-        "{BAKERS} bakers, {unique} blobs and documents, {asked} requests, {:?}; {} reads, {} writes, {} waited, {} failures",
+        "{bakers} bakers, {unique} blobs and documents, {asked} requests, {:?}; {} reads, {} writes, {} waited, {} failures",
         started.elapsed(),
         sum("reads"),
         sum("writes"),
@@ -379,15 +415,30 @@ fn many_bakers_ask_the_registry_once() {
     assert_eq!(unique, content.blobs.len());
     assert!(asked * 100 <= unique * 105, "{asked} requests for {unique}");
     assert_eq!(sum("failures"), 0);
-    for baker in 0..BAKERS {
+    for baker in 0..bakers {
         let root = work.path().join(format!("root-{baker}"));
         prebake(&root, "check").expect(0);
         assert_eq!(blobs(&root).len(), content.blobs.len());
     }
-    ours(s3.address(), "cache check --cache s3://bakes/many").expect(0);
+    ours(store.address(), &format!("cache check --cache {cache}")).expect(0);
     // What those who were killed had claimed is there, so that nobody waits for them.
-    for claim in s3.keys("many/claims/") {
+    for claim in store.keys("many/claims/") {
         let digest = claim.split('/').nth(3).unwrap();
-        assert_eq!(s3.keys(&format!("many/blobs/sha256/{digest}")).len(), 1, "{claim}");
+        assert_eq!(store.keys(&format!("many/blobs/sha256/{digest}")).len(), 1, "{claim}");
     }
+}
+
+#[test]
+fn many_bakers_ask_the_registry_once() {
+    bakers_at_once(Kind::S3sFs, 20, 4);
+}
+
+#[test]
+fn bakers_ask_the_registry_once_by_way_of_azurite() {
+    bakers_at_once(Kind::Azurite, 4, 1);
+}
+
+#[test]
+fn bakers_ask_the_registry_once_by_way_of_moto_for_google() {
+    bakers_at_once(Kind::MotoForGoogle, 2, 0);
 }

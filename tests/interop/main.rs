@@ -1,5 +1,5 @@
 //! Tests against the real peers that `tests/setup` puts in place: containerd in three releases, runc, docker-registry,
-//! skopeo, umoci and bbolt. `tests/run` runs them.
+//! skopeo, umoci, bbolt and servers of object stores. `tests/run` runs them.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, unreachable_pub)]
 #![allow(clippy::format_collect, clippy::needless_pass_by_value, reason = "no test is slow for it")]
 
@@ -35,8 +35,6 @@ mod policies;
 mod relay;
 mod report;
 mod resume;
-#[cfg(feature = "cache")]
-mod s3;
 mod schema;
 mod script;
 mod serve;
@@ -48,6 +46,8 @@ mod snippets;
 mod space;
 mod stack;
 mod started;
+#[cfg(feature = "cache")]
+mod stores;
 mod tar;
 mod tree;
 mod unpack;

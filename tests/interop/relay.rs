@@ -16,6 +16,8 @@ pub enum Deed {
     Lose,
     /// The last byte of the answer's body is another one.
     Change,
+    /// The server gets the request with this line, or none, in place of the header of this name.
+    Header(&'static str, &'static str),
     /// The server gets no request; this status and body are the answer.
     Answer(u16, &'static str),
 }
@@ -101,7 +103,13 @@ fn relay(mut client: TcpStream, server: &str, deed: &dyn Fn(&Asked) -> Deed) -> 
         return client.write_all((head + if asked.method == "HEAD" { "" } else { text }).as_bytes());
     }
     let headers = asked.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("connection"));
-    let headers: String = headers.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: String = headers
+        .map(|(name, value)| match deed {
+            Deed::Header(other, "") if name.eq_ignore_ascii_case(other) => String::new(),
+            Deed::Header(other, line) if name.eq_ignore_ascii_case(other) => format!("{line}\r\n"),
+            _ => format!("{name}: {value}\r\n"),
+        })
+        .collect();
     let head = format!("{} {} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n", asked.method, asked.target);
     let mut upstream = TcpStream::connect(server)?;
     upstream.write_all(head.as_bytes())?;
@@ -114,7 +122,7 @@ fn relay(mut client: TcpStream, server: &str, deed: &dyn Fn(&Asked) -> Deed) -> 
         Deed::Cut if is_there => answer.truncate(begin + (answer.len() - begin) / 2),
         Deed::Lose => answer.clear(),
         Deed::Change => *answer.last_mut().unwrap() ^= 1,
-        Deed::Cut | Deed::Pass | Deed::Answer(..) => {}
+        Deed::Cut | Deed::Pass | Deed::Header(..) | Deed::Answer(..) => {}
     }
     client.write_all(&answer)
 }

@@ -183,10 +183,14 @@ fn what_one_stored_another_has_without_the_registry() {
     let first = place.bake("one", "", &by_tag).expect(0).last_json();
     assert_eq!(first["cache"]["stored"], 4);
     assert_eq!(first["cache"]["hits"], 0);
+    // What docs/cache.md says that it costs: two layers, one of them in three parts, and two documents.
+    let requests = |summary: &Value| ["reads", "writes"].map(|what| summary["cache"][what].as_u64());
+    assert_eq!(requests(&first), [Some(2 * 3 + 2 * 4 + 1), Some(4 * 3 + (1 + 3) + 3)]);
     assert_eq!(got(&registry.asked()).len(), 4);
     let second = place.bake("two", "", &by_tag).expect(0).last_json();
     assert_eq!(second["cache"]["hits"], 4);
     assert_eq!(second["cache"]["stored"], 0);
+    assert_eq!(requests(&second), [Some(2 * 2 + 2 + 1), Some(2)]);
     let asked = registry.asked();
     assert!(asked.iter().all(|request| request.starts_with(Method::HEAD.as_str())), "{asked:?}");
     assert_eq!(blobs(&place.root("one")), blobs(&place.root("two")));
