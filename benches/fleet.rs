@@ -148,8 +148,12 @@ fn peak(process: &str) -> Option<u64> {
 
 /// What `prebake plan --locked` of all of it takes.
 fn plan(dir: &Path, lock: &Lock) {
-    let names: String = lock.images.keys().map(|name| format!("  \"{name}\",\n")).collect();
-    fs::write(dir.join("bake.toml"), format!("images = [\n{names}]\n[target]\nplatform = \"linux/amd64\"\n")).unwrap();
+    let names: Vec<String> = lock.images.keys().map(|name| format!("{name:?}")).collect();
+    fs::write(
+        dir.join("bake.toml"),
+        format!("images = [{}]\n[target]\nplatform = \"linux/amd64\"\n", names.join(", ")),
+    )
+    .unwrap();
     let started = Instant::now();
     let mut plan = Command::new(env!("CARGO_BIN_EXE_prebake"))
         .current_dir(dir)

@@ -307,7 +307,12 @@ fn answers_that_are_cut_refused_or_lost() {
         let root = site.dir().join("required");
         let required = format!("bake --root {} --cache {cache} --cache-required {}", root.display(), site.images);
         let required = ours(relay.address(), &required).expect(i32::from(name == "cut"));
-        assert_eq!(required.stderr.contains("of the cache s3://bakes/cut failed"), name == "cut", "{}", required.stderr);
+        assert_eq!(
+            required.stderr.contains("of the cache s3://bakes/cut failed"),
+            name == "cut",
+            "{}",
+            required.stderr
+        );
         let _ = fs::remove_dir_all(root);
         drop(relay);
         assert_eq!(sound(store.address(), cache), all, "{name}");

@@ -205,14 +205,18 @@ fn the_matrix_does_all_of_it() {
         run(bash.env("HOME", dir.path()));
     };
     let steps = |job: &str| jobs[job]["steps"].as_array().unwrap().clone();
-    steps("lock").iter().for_each(|one| step(one, ""));
+    for one in steps("lock") {
+        step(&one, "");
+    }
     let uploaded = steps("lock").iter().find_map(|step| step["with"]["path"].as_str().map(str::to_owned)).unwrap();
     assert!(uploaded.lines().all(|path| dir.path().join(path).exists()), "{uploaded}");
     assert_eq!(jobs["mirror"]["needs"], "lock");
     let shards = jobs["mirror"]["strategy"]["matrix"]["shard"].as_array().unwrap();
     assert_eq!(shards.len(), 4);
     for shard in shards.iter().map(|shard| shard.as_str().unwrap()) {
-        steps("mirror").iter().for_each(|one| step(one, shard));
+        for one in steps("mirror") {
+            step(&one, shard);
+        }
     }
     is_whole(dir.path(), &to);
 }
