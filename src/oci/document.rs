@@ -102,8 +102,7 @@ impl Descriptor {
     }
 
     /// The same without anything but media type, digest and size.
-    #[must_use]
-    pub fn plain(&self) -> Self {
+    pub(crate) fn plain(&self) -> Self {
         Self::new(self.media_type.clone(), self.digest.clone(), self.size)
     }
 
