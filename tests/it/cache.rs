@@ -170,7 +170,11 @@ fn twenty_bakers_get_each_blob_once() {
     place.care("check").expect(0);
     let stats = place.care("stats --json").expect(0).last_json();
     assert_eq!(stats["blobs"], all);
-    assert_eq!(place.files("claims"), Vec::<PathBuf>::new(), "no claim is left, of the dead neither");
+    // Of the dead, those of what they had stored when they were killed may be left, which nobody waits for.
+    for claim in place.files("claims") {
+        let hex = claim.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        assert!(place.blob(hex).exists(), "{claim:?}");
+    }
 }
 
 #[test]
