@@ -160,8 +160,8 @@ impl Pusher {
         if to.digest().is_some_and(|digest| *digest != target.digest) {
             return Err(Error::WrongName { to: to.to_string(), digest: target.digest });
         }
-        let of_lock = what.locked.iter().flat_map(|locked| locked.documents.iter().chain(&locked.blobs));
-        let locked: Option<HashSet<&Digest>> = what.locked.as_ref().map(|_| of_lock.map(|part| &part.digest).collect());
+        let of_lock = |locked| LockedImage::mirrored(locked).map(|part| &part.digest).collect();
+        let locked: Option<HashSet<&Digest>> = what.locked.as_deref().map(of_lock);
         let referrers = match &what.referrers {
             Some(types) => reader.add_referrers(types, locked.as_ref(), &mut tree).await?,
             None => referrers::Referrers::default(),

@@ -62,7 +62,7 @@ impl Store {
         match *self {}
     }
 
-    pub(super) async fn remove_unnamed(&self, _: SystemTime, _: bool) -> Result<u64> {
+    pub(super) async fn remove_unnamed(&self, _: &[&str], _: SystemTime, _: bool) -> Result<u64> {
         match *self {}
     }
 

@@ -190,7 +190,8 @@ impl Cache {
             *count = olds.len() as u64;
             going.extend(olds.into_iter().map(|object| object.key.clone()));
         }
-        pruned.unnamed = self.store.remove_unnamed((now - GRACE).into(), dry_run).await?;
+        let ours = ["blobs", "claims", "used"];
+        pruned.unnamed = self.store.remove_unnamed(&ours, (now - GRACE).into(), dry_run).await?;
         if !dry_run {
             let mut removed = pin!(iter(&going).map(|key| self.store.delete(key)).buffer_unordered(AT_ONCE));
             while removed.try_next().await?.is_some() {}

@@ -76,10 +76,12 @@ impl Store {
                 Arc::new(builder.with_retry(retry).with_http_connector(connector).build().map_err(error)?)
             }
             Scheme::File => {
-                let dir = dir.get_or_insert_with(|| format!("/{}", url.prefix).into());
-                std::fs::create_dir_all(&*dir).map_err(of_directory).map_err(error)?;
+                let path = PathBuf::from(format!("/{}", url.prefix));
+                std::fs::create_dir_all(&path).map_err(of_directory).map_err(error)?;
+                let files = LocalFileSystem::new_with_prefix(&path).map_err(error)?;
+                dir = Some(path);
                 // Each claim has a directory of its own.
-                Arc::new(LocalFileSystem::new_with_prefix(dir).map_err(error)?.with_automatic_cleanup(true))
+                Arc::new(files.with_automatic_cleanup(true))
             }
         };
         let prefix = if url.scheme == Scheme::File { Path::default() } else { Path::from(&*url.prefix) };
@@ -223,11 +225,12 @@ impl Store {
         all.map(move |meta| meta.map(|meta| self.object(&meta)).map_err(self.error("listing", &key))).boxed()
     }
 
-    /// Removes what writers to a directory left that were killed before then, before it had its name; how many files. What they leave in
-    /// clouds, no listing shows.
-    pub(super) async fn remove_unnamed(&self, before: SystemTime, dry_run: bool) -> Result<u64> {
-        let Some(dir) = self.dir.clone() else { return Ok(0) };
-        let removed = tokio::task::spawn_blocking(move || remove_unnamed(dir, before, dry_run)).await;
+    /// Removes what writers to a directory left below these keys that were killed before then, before it had its name; how many files.
+    /// What they leave in clouds, no listing shows.
+    pub(super) async fn remove_unnamed(&self, below: &[&str], before: SystemTime, dry_run: bool) -> Result<u64> {
+        let Some(dir) = &self.dir else { return Ok(0) };
+        let dirs: Vec<PathBuf> = below.iter().map(|key| dir.join(key)).collect();
+        let removed = tokio::task::spawn_blocking(move || remove_unnamed(dirs, before, dry_run)).await;
         let removed = removed.map_err(object_store::Error::from).and_then(|removed| removed.map_err(of_directory));
         removed.map_err(self.error("removing", "unfinished files"))
     }
@@ -238,9 +241,8 @@ fn of_directory(source: io::Error) -> object_store::Error {
 }
 
 /// The crate writes what is to be `KEY` as `KEY#NUMBER` first.
-fn remove_unnamed(dir: PathBuf, before: SystemTime, dry_run: bool) -> io::Result<u64> {
+fn remove_unnamed(mut dirs: Vec<PathBuf>, before: SystemTime, dry_run: bool) -> io::Result<u64> {
     let mut removed = 0;
-    let mut dirs = vec![dir];
     while let Some(dir) = dirs.pop() {
         // What others remove meanwhile is gone.
         let Some(entries) = unless_gone(std::fs::read_dir(&dir))? else { continue };
@@ -249,7 +251,7 @@ fn remove_unnamed(dir: PathBuf, before: SystemTime, dry_run: bool) -> io::Result
             let Some(meta) = unless_gone(entry.metadata())? else { continue };
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.rsplit_once('#')).map(|(_, number)| number);
-            let is_unnamed = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+            let is_unnamed = number.is_some_and(|number| number.parse::<u64>().is_ok());
             if meta.is_dir() {
                 dirs.push(entry.path());
             } else if is_unnamed && meta.modified()? < before {

@@ -103,6 +103,11 @@ impl LockedImage {
         self.blobs.extend(new(&self.blobs, other.blobs));
     }
 
+    /// All that is mirrored of it.
+    pub fn mirrored(&self) -> impl Iterator<Item = &Descriptor> {
+        self.documents.iter().chain(&self.blobs)
+    }
+
     /// All blobs that are brought of it, without indexes and manifests. Those that several platforms have come several times.
     pub fn all_blobs(&self) -> impl Iterator<Item = &Descriptor> {
         let of_platforms = self

@@ -74,6 +74,17 @@ impl Place {
         found
     }
 
+    /// What is claimed, when nobody is at it any more: only what was stored, by bakers who were killed before they gave their claim up,
+    /// and nobody waits for that.
+    fn claimed(&self) -> Vec<String> {
+        let digest = |claim: PathBuf| {
+            let hex = claim.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(self.blob(&hex).exists(), "{}", claim.display());
+            format!("sha256:{hex}")
+        };
+        self.files("claims").into_iter().map(digest).collect()
+    }
+
     fn blob(&self, hex: &str) -> PathBuf {
         self.cache().join("blobs/sha256").join(hex)
     }
@@ -170,11 +181,7 @@ fn twenty_bakers_get_each_blob_once() {
     place.care("check").expect(0);
     let stats = place.care("stats --json").expect(0).last_json();
     assert_eq!(stats["blobs"], all);
-    // Of the dead, those of what they had stored when they were killed may be left, which nobody waits for.
-    for claim in place.files("claims") {
-        let hex = claim.parent().unwrap().file_name().unwrap().to_str().unwrap();
-        assert!(place.blob(hex).exists(), "{claim:?}");
-    }
+    place.claimed();
 }
 
 #[test]
@@ -308,10 +315,7 @@ fn a_claimant_that_dies_is_replaced() {
     sound(&place.root("second"), 1);
     // The dead one's claims are gone with those of who took its place, but for those of what it had stored when it was killed, which
     // nobody waits for. What it has of the layer, it goes on with.
-    for claim in place.files("claims") {
-        let hex = claim.parent().unwrap().file_name().unwrap().to_str().unwrap();
-        assert!(layer != format!("sha256:{hex}") && place.blob(hex).exists(), "{claim:?}");
-    }
+    assert!(!place.claimed().contains(&layer));
     registry.asked();
     prebake(&place.root("first"), &arguments).expect(0);
     assert_eq!(got(&registry.asked()).len(), 0);
@@ -418,10 +422,14 @@ fn what_nobody_needs_goes() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, "part").unwrap();
     }
+    let theirs = place.cache().join("notes#1");
+    fs::write(&theirs, "somebody else's").unwrap();
     age(&unnamed[..2], 1);
+    age(std::slice::from_ref(&theirs), 1);
     assert_eq!(pruned("--unused 30d --dry-run")["unnamed"], 2);
     assert_eq!(pruned("--unused 30d")["unnamed"], 2);
     assert_eq!(unnamed.map(|file| file.exists()), [false, false, true]);
+    assert!(theirs.exists());
     // By size: what was used longest ago goes first, and a claim keeps what it is about.
     place.bake("five", "", &b).expect(0);
     age(&place.files("blobs"), 2);
