@@ -142,8 +142,7 @@ fn what_others_export_is_baked() {
         // In a namespace of its own: an import takes layers that are there compressed, and a pull none that are unpacked.
         containerd.ctr_in("apart", &format!("images pull --plain-http {hello}"));
         let tar = site.join("ctr.tar");
-        let export = format!("images export --platform {} {} {hello}", Platform::host(), tar.display());
-        containerd.ctr_in("apart", &export);
+        containerd.export("apart", &Platform::host().to_string(), &tar, &hello);
         // What containerd makes of a docker archive has the same digest as what we make of it.
         containerd.ctr(&format!("images import {}", dir.join("d.tar").display()));
         containerd.ctr(&format!("images import {}", dir.join("debian.tar").display()));

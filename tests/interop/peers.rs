@@ -355,6 +355,15 @@ impl Containerd {
         }
     }
 
+    /// Exports an image for a platform into an archive.
+    #[track_caller]
+    pub fn export(&self, namespace: &str, platform: &str, archive: &Path, image: &str) {
+        // 2.1's ctr leaves by itself when the transfer is over, though it may still be writing the archive (`NewImageExportStream`
+        // copies the stream in a goroutine that nobody waits for); 1.6 knows no transfers, and so no such option.
+        let local = if self.release.starts_with("1.6.") { "" } else { "--local" };
+        self.ctr_in(namespace, &format!("images export {local} --platform {platform} {} {image}", archive.display()));
+    }
+
     /// A garbage collection, waited for: what deleting a lease with `--sync` starts.
     pub fn collect_garbage(&self) {
         let lease = self.ctr("leases create");
