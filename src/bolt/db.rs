@@ -494,10 +494,10 @@ fn descend<R>(
 
 fn dump(bucket: &Bucket, path: &str, pages: &Pages<'_>, out: &mut String) -> Result<()> {
     bucket.each(pages, &mut |key, value| {
-        let key = hex(key);
+        let key = hex::encode(key);
         match value {
             Value::Bytes(bytes) => {
-                let value = if bytes.is_empty() { "-".to_owned() } else { hex(bytes) };
+                let value = if bytes.is_empty() { "-".to_owned() } else { hex::encode(bytes) };
                 let _ = writeln!(out, "k {} {key} {value}", if path.is_empty() { "-" } else { path });
                 Ok(())
             }
@@ -507,12 +507,5 @@ fn dump(bucket: &Bucket, path: &str, pages: &Pages<'_>, out: &mut String) -> Res
                 dump(bucket, &path, pages, out)
             }
         }
-    })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
     })
 }

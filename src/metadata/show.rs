@@ -36,7 +36,7 @@ impl std::fmt::Display for Shown<'_> {
             Self::Time(at) => f.write_str(&at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
             Self::Number(n) => write!(f, "{n}"),
             Self::Text(text) => f.write_str(text),
-            Self::Bytes(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+            Self::Bytes(bytes) => f.write_str(&hex::encode(bytes)),
         }
     }
 }

@@ -91,18 +91,13 @@ impl Digest {
 
     /// The bytes that its hexadecimal part stands for.
     pub fn to_raw(&self) -> Vec<u8> {
-        let digit = |byte: u8| if byte.is_ascii_digit() { byte - b'0' } else { byte - b'a' + 10 };
-        self.hex().as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+        hex::decode(self.hex()).unwrap_or_default()
     }
 
     /// The digest of these bytes; `None` when the algorithm gives another number of them.
     pub fn from_raw(algorithm: Algorithm, raw: &[u8]) -> Option<Self> {
-        use fmt::Write as _;
-        let mut text = format!("{}:", algorithm.name());
-        for byte in raw {
-            let _ = write!(text, "{byte:02x}");
-        }
-        (raw.len() * 2 == algorithm.hex_len()).then(|| Self { algorithm, text: text.into() })
+        let text = || format!("{}:{}", algorithm.name(), hex::encode(raw)).into();
+        (raw.len() * 2 == algorithm.hex_len()).then(|| Self { algorithm, text: text() })
     }
 
     /// `algorithm:hex`.

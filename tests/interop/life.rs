@@ -7,7 +7,7 @@ use crate::bbolt::Oracle;
 use crate::cri;
 use crate::peers::{Containerd, Registry};
 use crate::script::{text, under};
-use crate::support::bolt_script::{Op, hex, random};
+use crate::support::bolt_script::{Op, random};
 use crate::support::content::{build, demo};
 use crate::support::prebake::{containerd_root, meta_db, prebake};
 use crate::support::registry::TestRegistry;
@@ -89,7 +89,7 @@ pub fn live(containerd: &Containerd, registry: &str, demo: &[String], debian: &s
 fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[&str]) {
     let set = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<String>>();
     let (before, after) = (set(before), set(after));
-    let path = |keys: &[&str]| keys.iter().map(|key| hex(key.as_bytes())).collect::<Vec<_>>().join("/");
+    let path = |keys: &[&str]| keys.iter().map(|key| hex::encode(key)).collect::<Vec<_>>().join("/");
     let allowed = |line: &str| {
         let place = line.split(' ').nth(1).unwrap();
         namespaces.iter().any(|namespace| {
@@ -98,8 +98,8 @@ fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[
             let image = place.strip_prefix(&images).is_some_and(|rest| {
                 let name = rest.split('/').next().unwrap();
                 // By digest and by config digest as well.
-                let repository = |name: &&str| hex(name.rsplit_once(':').unwrap().0.as_bytes());
-                names.iter().any(|n| name.starts_with(&repository(n))) || name.starts_with(&hex(b"sha256:"))
+                let repository = |name: &&str| hex::encode(name.rsplit_once(':').unwrap().0);
+                names.iter().any(|n| name.starts_with(&repository(n))) || name.starts_with(&hex::encode("sha256:"))
             });
             let above = [path(&["v1", namespace]), path(&["v1", namespace, "content"])];
             image
@@ -108,7 +108,7 @@ fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[
                 || above.contains(&place.to_owned())
         })
     };
-    let times = [hex(b"updatedat"), hex(b"containerd.io/distribution.source")];
+    let times = [hex::encode("updatedat"), hex::encode("containerd.io/distribution.source")];
     for line in before.difference(&after) {
         let (place, key) = (line.split(' ').nth(1).unwrap(), line.split(' ').nth(2).unwrap());
         // A tag that was baked names what it names now.

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::support::bolt_script::{Op, hex, hex_or_dash, unhex};
+use crate::support::bolt_script::{Op, hex_or_dash};
 
 fn hex_path(path: &[Vec<u8>]) -> String {
-    path.iter().map(|key| hex(key)).collect::<Vec<_>>().join("/")
+    path.iter().map(|key| hex::encode(key)).collect::<Vec<_>>().join("/")
 }
 
 /// The script as the oracle reads it.
@@ -13,8 +13,8 @@ pub fn text(ops: &[Op]) -> String {
     ops.iter().fold(String::new(), |mut out, op| {
         match op {
             Op::Bucket(path, sequence) => writeln!(out, "b {} {sequence}", hex_path(path)),
-            Op::Put(path, key, value) => writeln!(out, "k {} {} {}", hex_path(path), hex(key), hex_or_dash(value)),
-            Op::Delete(path, key) => writeln!(out, "d {} {}", hex_path(path), hex(key)),
+            Op::Put(path, key, value) => writeln!(out, "k {} {} {}", hex_path(path), hex::encode(key), hex_or_dash(value)),
+            Op::Delete(path, key) => writeln!(out, "d {} {}", hex_path(path), hex::encode(key)),
             Op::DeleteBucket(path) => writeln!(out, "D {}", hex_path(path)),
             Op::Commit => writeln!(out, "c"),
         }
@@ -25,12 +25,13 @@ pub fn text(ops: &[Op]) -> String {
 
 /// A dump as the script that leads to it.
 pub fn parse(dump: &str) -> Vec<Op> {
-    let path = |text: &str| text.split('/').map(unhex).collect();
+    let bytes = |text: &str| hex::decode(text).expect("digits");
+    let path = |text: &str| text.split('/').map(bytes).collect();
     dump.lines()
         .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
             ["b", at, sequence] => Op::Bucket(path(at), sequence.parse().expect("a number")),
             ["k", at, key, value] => {
-                Op::Put(path(at), unhex(key), if value == "-" { Vec::new() } else { unhex(value) })
+                Op::Put(path(at), bytes(key), if value == "-" { Vec::new() } else { bytes(value) })
             }
             _ => panic!("not a line of a dump: {line}"),
         })

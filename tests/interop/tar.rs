@@ -11,7 +11,6 @@ use prebake::oci::Digest;
 
 use crate::bbolt::Oracle;
 use crate::peers::run;
-use crate::support::bolt_script::hex;
 use crate::support::rng::Rng;
 
 /// How much of each file is compared, in bytes: a sparse one may say that it has exabytes.
@@ -64,14 +63,14 @@ fn line(entry: &Entry, contents: &[u8]) -> String {
         EntryKind::Other(flag) => char::from(flag),
     };
     let time = |time: Time| format!("{}.{:09}", time.seconds, time.nanos);
-    let mut xattrs: Vec<String> = entry.xattrs.iter().map(|(k, v)| format!("{}={}", hex(k), hex(v))).collect();
+    let mut xattrs: Vec<String> = entry.xattrs.iter().map(|(k, v)| format!("{}={}", hex::encode(k), hex::encode(v))).collect();
     xattrs.sort();
     let mut out = String::new();
     writeln!(
         out,
         "{kind} {} {} {} {} {} {} {} {} {}:{} [{}] {}",
-        hex(&entry.path),
-        hex(&entry.link),
+        hex::encode(&entry.path),
+        hex::encode(&entry.link),
         entry.mode,
         entry.uid,
         entry.gid,

@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::prebake::oci::Digest;
 use rustix::fs::{lgetxattr, llistxattr, major, minor};
 
-use crate::support::bolt_script::hex;
 
 /// Nanoseconds since 1970.
 pub type Nanos = i128;
@@ -248,7 +247,7 @@ impl Found<'_> {
         }
         let text = |xattrs: &BTreeMap<Vec<u8>, Vec<u8>>| {
             xattrs.iter().fold(String::new(), |mut all, (name, value)| {
-                write!(all, " {}=0x{}", name.escape_ascii(), hex(value)).unwrap();
+                write!(all, " {}=0x{}", name.escape_ascii(), hex::encode(value)).unwrap();
                 all
             })
         };

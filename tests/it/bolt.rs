@@ -3,7 +3,7 @@
 use prebake::bolt::{Db, FreelistForm, MemStorage};
 
 use crate::bolt_fuzz::{bases, one};
-use crate::support::bolt_script::{Op, random, run, unhex};
+use crate::support::bolt_script::{Op, random, run};
 use crate::support::rng::Rng;
 
 fn open(memory: &MemStorage) -> Db {
@@ -98,7 +98,7 @@ const CORPUS: &str = include_str!("../../fixtures/bolt.corpus");
 #[test]
 fn the_fuzzers_corpus_and_what_is_near_it() {
     let bases = bases();
-    let corpus: Vec<Vec<u8>> = CORPUS.lines().map(unhex).collect();
+    let corpus: Vec<Vec<u8>> = CORPUS.lines().map(|line| hex::decode(line).unwrap()).collect();
     assert!(corpus.len() > 50);
     for input in &corpus {
         one(&bases, input);

@@ -50,9 +50,9 @@ impl Model {
     fn dump_into(&self, path: &str, out: &mut String) {
         for (key, entry) in &self.entries {
             match entry {
-                Entry::Value(value) => writeln!(out, "k {path} {} {}", hex(key), hex_or_dash(value)).expect("string"),
+                Entry::Value(value) => writeln!(out, "k {path} {} {}", hex::encode(key), hex_or_dash(value)).expect("string"),
                 Entry::Bucket(model) => {
-                    let path = if path.is_empty() { hex(key) } else { format!("{path}/{}", hex(key)) };
+                    let path = if path.is_empty() { hex::encode(key) } else { format!("{path}/{}", hex::encode(key)) };
                     writeln!(out, "b {path} {}", model.sequence).expect("string");
                     model.dump_into(&path, out);
                 }
@@ -61,16 +61,8 @@ impl Model {
     }
 }
 
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-pub fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("digits")).collect()
-}
-
 pub fn hex_or_dash(bytes: &[u8]) -> String {
-    if bytes.is_empty() { "-".into() } else { hex(bytes) }
+    if bytes.is_empty() { "-".into() } else { hex::encode(bytes) }
 }
 
 /// Runs a script on our database; commits at the end too.

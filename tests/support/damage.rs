@@ -409,7 +409,7 @@ damages! {
         say(name)
     },
     "an orphan whose bytes are wrong" => |root, rng| {
-        let path = blobs_dir(root.path).join(hex(&rng.bytes(32)));
+        let path = blobs_dir(root.path).join(hex::encode(rng.bytes(32)));
         fs::write(&path, "x").unwrap();
         mode(&path, 0o444)
     },
@@ -459,7 +459,7 @@ damages! {
     },
     "an image with another target" => |root, rng| {
         let name = root.image(rng);
-        let digest = format!("sha256:{}", hex(&rng.bytes(32)));
+        let digest = format!("sha256:{}", hex::encode(rng.bytes(32)));
         let target = [&image_path(&name)[..], &[b"target"]].concat();
         meta_tx(root, |tx| tx.put(&target, b"digest", digest.as_bytes()).unwrap());
         say(text(&name))
@@ -541,7 +541,7 @@ damages! {
         say(blob)
     },
     "a record of a blob that nobody has" => |root, rng| {
-        let blob = format!("sha256:{}", hex(&rng.bytes(32)));
+        let blob = format!("sha256:{}", hex::encode(rng.bytes(32)));
         meta_tx(root, |tx| tx.put(&[V1, K8S, b"content", b"blob", blob.as_bytes()], b"size", &[8]).unwrap());
         say(blob)
     },
@@ -571,7 +571,7 @@ damages! {
     "a reference that leads elsewhere" => |root, rng| {
         let all = root.labelled("containerd.io/gc.ref.content.");
         let (key, label, _) = &all[rng.below(all.len())];
-        let other = format!("sha256:{}", hex(&rng.bytes(32)));
+        let other = format!("sha256:{}", hex::encode(rng.bytes(32)));
         meta_tx(root, |tx| tx.put(&[V1, K8S, b"content", b"blob", key, b"labels"], label, other.as_bytes()).unwrap());
         say(format!("{} {}", text(key), text(label)))
     },
@@ -584,7 +584,7 @@ damages! {
     "a layer that says it unpacks to something else" => |root, rng| {
         let all = root.labelled("containerd.io/uncompressed");
         let (key, label, _) = all.get(rng.below(all.len().max(1)))?;
-        let other = format!("sha256:{}", hex(&rng.bytes(32)));
+        let other = format!("sha256:{}", hex::encode(rng.bytes(32)));
         meta_tx(root, |tx| tx.put(&[V1, K8S, b"content", b"blob", key, b"labels"], label, other.as_bytes()).unwrap());
         say(text(key))
     },
@@ -612,7 +612,7 @@ damages! {
         if root.labelled("containerd.io/gc.ref.snapshot.").is_empty() {
             return None;
         }
-        root.labelled_with("containerd.io/gc.ref.snapshot.", format!("sha256:{}", hex(&rng.bytes(32))).as_bytes());
+        root.labelled_with("containerd.io/gc.ref.snapshot.", format!("sha256:{}", hex::encode(rng.bytes(32))).as_bytes());
         say("all")
     },
     "no record of a snapshot in meta.db" => |root, rng| {
@@ -646,7 +646,7 @@ damages! {
     },
     "a snapshot on another in meta.db" => |root, rng| {
         let key = root.layer(rng, true)?;
-        let parent = format!("sha256:{}", hex(&rng.bytes(32)));
+        let parent = format!("sha256:{}", hex::encode(rng.bytes(32)));
         meta_tx(root, |tx| tx.put(&snapshot_path(&key), b"parent", parent.as_bytes()).unwrap());
         say(text(&key))
     },
@@ -702,7 +702,7 @@ damages! {
         let kinds: [&[&[u8]]; 4] = [&[b"content"], &[b"snapshots", b"overlayfs"], &[b"ingests"], &[b"images"]];
         let lease: [&[u8]; 4] = [V1, K8S, b"leases", b"l"];
         let path = [&lease[..], kinds[rng.below(4)]].concat();
-        meta_tx(root, |tx| tx.put(&path, format!("sha256:{}", hex(&rng.bytes(32))).as_bytes(), b"").unwrap());
+        meta_tx(root, |tx| tx.put(&path, format!("sha256:{}", hex::encode(rng.bytes(32))).as_bytes(), b"").unwrap());
         say(text(&path.concat()))
     },
     "a plain key among the leases" => |root, _| {
@@ -1026,8 +1026,4 @@ damages! {
 
 fn stored_tx_opt<R>(root: &Root<'_>, f: impl FnOnce(&mut Tx<'_>) -> Option<R>) -> Option<R> {
     if root.is_unpacked() { stored_tx(root, f) } else { None }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::bolt_script::unhex;
 
 /// The command, with no credentials but those a test gives it.
 pub fn command() -> Command {
@@ -101,7 +100,7 @@ pub fn records(root: &Path) -> Vec<String> {
     use ::prebake::bolt::{Db, FileStorage, Lock};
     let mut db = Db::open(Box::new(FileStorage::open(&meta_db(root), Lock::Shared).unwrap())).unwrap();
     let dump = db.begin().unwrap().dump().unwrap();
-    let text = |hex: &str| match String::from_utf8(unhex(hex)) {
+    let text = |hex: &str| match String::from_utf8(hex::decode(hex).unwrap()) {
         Ok(text) if !text.chars().any(char::is_control) => text,
         _ => format!("0x{hex}"),
     };

@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-use crate::support::bolt_script::hex;
 
 const BLOCK: usize = 512;
 
@@ -223,7 +222,7 @@ impl Entry {
             add(&format!(" said to be {claimed}"));
         }
         for (name, value) in &self.xattrs {
-            add(&format!(" {}=0x{}", text(name), hex(value)));
+            add(&format!(" {}=0x{}", text(name), hex::encode(value)));
         }
         line
     }
