@@ -42,8 +42,12 @@ const READS_A_MISS: u64 = 3;
 const WRITES_A_MISS: u64 = 2;
 const PART: u64 = 5 << 20;
 const MOST_PARTS: u64 = 9_000;
-/// And for one that it has.
+/// And for one that it has; of a document one, and one more for one that it does not have.
 const READS_A_HIT: u64 = 2;
+const READS_A_DOCUMENT: u64 = 1;
+/// What a run asks besides: a write that says that there is a cache and one that notes what was used, and what is there.
+const WRITES_A_RUN: u64 = 2;
+const READS_A_RUN: u64 = 1;
 /// Dollars for a request that writes, for one that reads, and for a gigabyte a month, of S3 Standard in us-east-1 in 2026; removals are free.
 const WRITE: f64 = 0.005 / 1000.0;
 const READ: f64 = 0.0004 / 1000.0;
@@ -115,29 +119,46 @@ fn lock() -> Lock {
 }
 
 /// What a shared cache is asked, and what that costs.
-fn cache(lock: &Lock, sizes: &BTreeMap<&Digest, u64>) {
+fn cache(lock: &Lock) {
     let writes = |size: u64| match size {
         0..=PART => WRITES_A_MISS,
         size => WRITES_A_MISS + 1 + size.div_ceil((size / MOST_PARTS + 1).max(PART)),
     };
-    let filled: u64 = sizes.values().map(|size| writes(*size)).sum();
-    let looked = sizes.len() as u64 * READS_A_MISS;
-    let once = filled as f64 * WRITE + looked as f64 * READ;
-    let gigabytes = sizes.values().sum::<u64>() as f64 / 1e9;
+    let of = |images: usize| -> (BTreeMap<&Digest, u64>, BTreeMap<&Digest, u64>) {
+        let platforms =
+            lock.images.values().take(images).flat_map(|image| image.platforms.values().map(move |p| (image, p)));
+        let (mut documents, mut layers) = (BTreeMap::new(), BTreeMap::new());
+        for (image, platform) in platforms {
+            let read = platform.documents.iter().chain([&image.target, &platform.config]);
+            documents.extend(read.map(|document| (&document.digest, document.size)));
+            layers.extend(platform.layers.iter().map(|(layer, _)| (&layer.digest, layer.size)));
+        }
+        (documents, layers)
+    };
+    let dollars = |writes: u64, reads: u64| writes as f64 * WRITE + reads as f64 * READ;
+    // Of so many runs, one misses; each reads all documents, and its share of the layers, or all of them.
+    let asked = |images: usize, runs: u64, layers_each: bool| {
+        let (documents, layers) = of(images);
+        let (few, many) = (documents.len() as u64, layers.len() as u64);
+        let written: u64 = documents.values().chain(layers.values()).map(|size| writes(*size)).sum();
+        let missed = few * (READS_A_MISS + READS_A_DOCUMENT) + many * READS_A_MISS;
+        let hit = few * READS_A_DOCUMENT + if layers_each { many * READS_A_HIT } else { 0 };
+        let bytes: u64 = documents.values().chain(layers.values()).sum();
+        (written + runs * WRITES_A_RUN, missed + (runs - 1) * hit + runs * READS_A_RUN, bytes)
+    };
+    for shards in [1, 64] {
+        let (writes, reads, bytes) = asked(IMAGES, shards, false);
+        let (once, month) = (dollars(writes, reads), bytes as f64 / 1e9 * GIGABYTE_MONTH);
+        println!(
+            "filling a cache, {shards} shards: {writes} writes, {reads} reads, {once:.2} dollars; {month:.0} a month to keep it"
+        );
+    }
+    let (writes, reads, bytes) = asked(BAKED, BAKERS, true);
     println!(
-        "filling a cache, by any number of shards: {filled} writes, {looked} reads, {once:.0} dollars; {:.0} dollars a month to keep it",
-        gigabytes * GIGABYTE_MONTH
-    );
-    let images = lock.images.values().take(BAKED).flat_map(|image| image.platforms.values());
-    let baked: BTreeMap<&Digest, u64> =
-        images.flat_map(LockedPlatform::blobs).map(|blob| (&blob.digest, blob.size)).collect();
-    let (blobs, bytes) = (baked.len() as u64, baked.values().sum::<u64>());
-    let reads = blobs * READS_A_HIT * BAKERS;
-    println!(
-        "a night of {BAKERS} bakers and {BAKED} images: {:.2} TB out of the registry without a cache, {:.2} with one, which is asked {reads} reads, {:.2} dollars",
+        "{BAKERS} bakers, {BAKED} images: {:.2} TB out of the registry without a cache, {:.2} with one, which is asked for {writes} writes, {reads} reads, {:.2} dollars",
         (bytes * BAKERS) as f64 / 1e12,
         bytes as f64 / 1e12,
-        reads as f64 * READ,
+        dollars(writes, reads),
     );
 }
 
@@ -229,7 +250,7 @@ fn main() {
         println!("| {of} | {ratio:.3} | {:.2} | {:.1} | {share:.1} % |", seconds / 3600.0, out as f64 / 1e12);
         assert!(ratio <= MAX_LONGEST && out == total);
     }
-    cache(&lock, &sizes);
+    cache(&lock);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bake.lock");
     fs::write(&path, lock.to_string()).unwrap();

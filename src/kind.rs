@@ -114,7 +114,8 @@ impl From<&cache::Error> for Kind {
             Error::Store { why: Why::Full, .. } => Self::NoSpace,
             Error::Store { why: Why::Refused, .. } => Self::Unauthorized,
             Error::Version { .. } | Error::Without => Self::InvalidInput,
-            Error::Store { .. } | Error::Silent { .. } | Error::Off { .. } => Self::Unavailable,
+            Error::NoCache { .. } => Self::NotFound,
+            Error::Store { .. } | Error::Silent { .. } | Error::Slow { .. } | Error::Off { .. } => Self::Unavailable,
         }
     }
 }

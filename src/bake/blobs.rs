@@ -343,7 +343,7 @@ impl Blobs {
             return Ok(());
         }
         // While another baker brings it to the cache, this one is at something else.
-        while let Some(waiting) = self.sources.waits_for(reference, &descriptor.digest).await? {
+        while let Some(waiting) = self.sources.waits_for(reference, descriptor).await? {
             drop(permit);
             waiting.over().await;
             permit = self.permit().await?;

@@ -232,6 +232,9 @@ fn words(trouble: &Trouble<'_>) -> String {
             format!("what the cache has as {digest} is something else; the registry is asked, and it is replaced")
         }
         Trouble::ReadOnly => "the cache takes nothing from us; what it has is used".to_owned(),
+        Trouble::NotStored(error) => {
+            format!("the cache did not take all; the registry is asked again for it: {}", chain(*error))
+        }
         Trouble::Unconditional => {
             "the cache's store knows no conditional writes: bakers that run at once may each get a blob".to_owned()
         }

@@ -83,7 +83,7 @@ pub async fn copy(
         let name = image.place.as_ref().map_or_else(|| image.from.to_string(), |(local, _)| local.place().to_owned());
         (name, Ok(image))
     });
-    Ok(copy_all(due.collect(), None, client, concurrency, listener, cancel).await)
+    copy_all(due.collect(), None, client, concurrency, listener, cancel).await
 }
 
 /// As [`copy`]; a shard's share of it alone.
@@ -94,7 +94,7 @@ pub(super) async fn copy_all(
     concurrency: usize,
     listener: Arc<dyn Listener>,
     cancel: impl Future<Output = ()>,
-) -> Report {
+) -> Result<Report> {
     let started = Instant::now();
     let names: Vec<String> = due.iter().map(|(name, _)| name.clone()).collect();
     listener.on(&Event::Images { images: &names });
@@ -117,9 +117,8 @@ pub(super) async fn copy_all(
         (i, pusher.push(&Job { name: &names[i], sources: &sources, from, to, what }, share.as_ref()).await)
     });
     let cancelled = each(push, concurrency.max(2), cancel, |i, pushed| set(&mut images[i], pushed, &*listener)).await;
-    // What the cache lacks now, the next run puts there.
-    let _ = client.settle().await;
-    Report { images, elapsed: started.elapsed(), cancelled, share }
+    client.settle().await?;
+    Ok(Report { images, elapsed: started.elapsed(), cancelled, share })
 }
 
 fn set(Copied { name, to, result }: &mut Copied, pushed: Result<Pushed>, listener: &dyn Listener) {

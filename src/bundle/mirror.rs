@@ -45,7 +45,7 @@ pub async fn mirror(
     if let Some(lock) = lock {
         pin_all(&mut due, &lock)?;
     }
-    Ok(copy_all(due, share, client, concurrency, listener, cancel).await)
+    copy_all(due, share, client, concurrency, listener, cancel).await
 }
 
 /// Finds out what a mirror's images consist of, until done or until `cancel`: by their names, and the images that failed. Nothing is

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -11,6 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Duration, timeout};
 
 use super::claim::Claim;
+use super::store::Small;
 use super::{Cache, Error, Object, Result, Stream, blob_key, lock};
 use crate::oci::{Digest, Hasher};
 
@@ -18,8 +20,10 @@ use crate::oci::{Digest, Hasher};
 const PART: usize = 5 << 20;
 /// Stores take at most so many parts of an object (S3: 10,000).
 const MOST_PARTS: u64 = 9_000;
+/// And no part is larger: it is held in memory. What would need larger ones, stores do not take.
+const MOST_PART: usize = 128 << 20;
 /// A store that takes nothing for so long is given up for this blob.
-const STUCK: Duration = Duration::from_secs(30);
+const STUCK: Duration = Duration::from_secs(15);
 /// Chunks between whoever gets a blob and whoever stores it.
 const CHUNKS: usize = 2;
 /// Bytes that are read at a time of what is here already.
@@ -41,10 +45,11 @@ impl Cache {
     /// [`Error`], where the cache is required.
     pub async fn read(self: &Arc<Self>, digest: &Digest, size: u64, from: u64) -> Result<Option<Reader>> {
         match self.store.get(&blob_key(digest), from).await {
-            Ok(Some((object, _))) if object.size != size => {
-                self.discard(digest).await;
-                Ok(None)
-            }
+            // As in `is_here`: whoever names it may be wrong about its size.
+            Ok(Some((object, _))) if object.size != size => match self.resolve_doubt(digest).await {
+                Ok(_) => Ok(None),
+                Err(error) => self.or_nothing(error),
+            },
             Ok(Some((object, stream))) => {
                 lock(&self.used).insert(digest.clone());
                 Ok(Some(Reader { cache: self.clone(), digest: digest.clone(), stream, object, at: from }))
@@ -69,7 +74,11 @@ impl Cache {
         if !self.is_on().await? || lock(&self.ignored).contains(digest) {
             return Ok(None);
         }
-        let Some((_, bytes)) = self.store.get_small(&blob_key(digest), limit).await? else { return Ok(None) };
+        let bytes = match self.store.get_small(&blob_key(digest), limit).await? {
+            Small::Absent => return Ok(None),
+            Small::TooLarge => return self.resolve_doubt(digest).await.map(|_| None),
+            Small::Bytes(_, bytes) => bytes,
+        };
         self.worked();
         if Digest::of_as(&bytes, Some(digest)) != *digest {
             self.discard(digest).await;
@@ -124,6 +133,7 @@ impl Reader {
 /// nothing.
 pub struct Writer {
     chunks: Option<mpsc::Sender<Bytes>>,
+    given_up: Arc<AtomicBool>,
     stored: oneshot::Receiver<Stored>,
 }
 
@@ -143,11 +153,12 @@ impl Claim {
     pub fn writer(self, size: u64, here: Option<(File, u64)>) -> Writer {
         let (chunks, coming) = mpsc::channel(CHUNKS);
         let (tell, stored) = oneshot::channel();
-        let cache = self.cache.clone();
+        let given_up = Arc::new(AtomicBool::new(false));
+        let (cache, is_given_up) = (self.cache.clone(), given_up.clone());
         cache.behind(async move {
-            let _ = tell.send(self.receive(size, here, coming).await);
+            let _ = tell.send(self.receive(size, here, coming, &is_given_up).await);
         });
-        Writer { chunks: Some(chunks), stored }
+        Writer { chunks: Some(chunks), given_up, stored }
     }
 
     /// Stores something that is all here, if it is what its digest says.
@@ -158,18 +169,32 @@ impl Claim {
             if Digest::of_as(&bytes, Some(&self.digest)) == self.digest {
                 match self.cache.store.put(&blob_key(&self.digest), vec![bytes]).await {
                     Ok(()) => self.cache.stored(&self.digest, size),
-                    Err(error) => self.cache.failed(&error),
+                    Err(error) => self.cache.failed_to_store(error),
                 }
             }
         });
     }
 
-    async fn receive(self, size: u64, here: Option<(File, u64)>, coming: mpsc::Receiver<Bytes>) -> Stored {
+    async fn receive(
+        self,
+        size: u64,
+        here: Option<(File, u64)>,
+        coming: mpsc::Receiver<Bytes>,
+        is_given_up: &AtomicBool,
+    ) -> Stored {
         let mut sink = Sink::new(&self, size);
-        let stored = sink.take_all(here, coming).await.unwrap_or_else(|error| {
-            self.cache.failed(&error);
-            Stored::Not
-        });
+        let stored = match sink.take_all(here, coming).await {
+            Ok(Stored::Wrong) if is_given_up.load(Ordering::Relaxed) => {
+                let place = self.cache.place().to_owned();
+                self.cache.failed_to_store(Error::Slow { what: blob_key(&self.digest), place });
+                Stored::Not
+            }
+            Ok(stored) => stored,
+            Err(error) => {
+                self.cache.failed_to_store(error);
+                Stored::Not
+            }
+        };
         match stored {
             Stored::Whole => self.cache.stored(&self.digest, size),
             Stored::Wrong | Stored::Not => sink.abort().await,
@@ -179,12 +204,17 @@ impl Claim {
 }
 
 impl Writer {
-    /// Takes the next bytes. Where the store takes nothing, the blob is not stored.
-    pub async fn write(&mut self, chunk: Bytes) {
-        let Some(chunks) = &self.chunks else { return };
-        if !matches!(timeout(STUCK, chunks.send(chunk)).await, Ok(Ok(()))) {
+    /// Takes the next bytes; whether it did. Where the store takes nothing, the blob is not stored.
+    pub async fn write(&mut self, chunk: Bytes) -> bool {
+        let Some(chunks) = &self.chunks else { return false };
+        let sent = timeout(STUCK, chunks.send(chunk)).await;
+        if sent.is_err() {
+            self.given_up.store(true, Ordering::Relaxed);
+        }
+        if !matches!(sent, Ok(Ok(()))) {
             self.chunks = None;
         }
+        self.chunks.is_some()
     }
 
     /// What came of it, once that is known.
@@ -210,7 +240,7 @@ struct Sink<'c> {
 
 impl<'c> Sink<'c> {
     fn new(claim: &'c Claim, size: u64) -> Self {
-        let part = usize::try_from(size / MOST_PARTS + 1).unwrap_or(PART).max(PART);
+        let part = usize::try_from(size / MOST_PARTS + 1).unwrap_or(MOST_PART).clamp(PART, MOST_PART);
         let (key, hasher) = (blob_key(&claim.digest), Some(Hasher::new(claim.digest.algorithm())));
         Self { claim, key, part, size, taken: 0, hasher, gathered: Vec::new(), bytes: 0, upload: None }
     }
@@ -248,6 +278,7 @@ impl<'c> Sink<'c> {
     }
 
     async fn take(&mut self, mut chunk: Bytes) -> Result<()> {
+        self.claim.is_alive();
         self.taken += chunk.len() as u64;
         // Some stores want all parts but the last to be equally long.
         while self.bytes + chunk.len() > self.part {

@@ -8,7 +8,8 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use serde::Serialize;
 
-use super::{Cache, Object, Result, blob_key};
+use super::store::Small;
+use super::{Cache, Error, Object, Result, blob_key};
 use crate::oci::Digest;
 
 /// Objects that are read or removed at a time.
@@ -85,11 +86,17 @@ pub struct Pruned {
 }
 
 impl Cache {
+    /// That there is a cache of our version. Other things have blobs by their digests too: an OCI layout, containerd's own.
+    async fn known(&self) -> Result<()> {
+        if self.is_marked().await? { Ok(()) } else { Err(Error::NoCache { place: self.place().to_owned() }) }
+    }
+
     /// What there is.
     ///
     /// # Errors
     /// [`super::Error`].
     pub async fn stats(&self) -> Result<Stats> {
+        self.known().await?;
         let mut stats = Stats::default();
         let mut all = self.store.list("");
         while let Some(object) = all.try_next().await? {
@@ -116,6 +123,7 @@ impl Cache {
     /// # Errors
     /// [`super::Error`].
     pub async fn check(&self, remove: bool, seen: &(dyn Fn(u64) + Sync)) -> Result<(Vec<Unsound>, u64)> {
+        self.known().await?;
         let mut looked_at = 0;
         let mut unsound = Vec::new();
         let blobs = self.store.list("blobs");
@@ -130,7 +138,7 @@ impl Cache {
                 removed = true;
             }
             let wrong = Unsound { digest, size: object.size, removed };
-            Ok::<_, super::Error>((is_right == Some(false)).then_some(wrong))
+            Ok::<_, Error>((is_right == Some(false)).then_some(wrong))
         });
         let mut each = pin!(each.buffer_unordered(AT_ONCE));
         while let Some(wrong) = each.try_next().await? {
@@ -147,6 +155,7 @@ impl Cache {
     /// # Errors
     /// [`super::Error`]; what is gone by then is gone.
     pub async fn prune(&self, pruning: Pruning) -> Result<Pruned> {
+        self.known().await?;
         let Pruning { unused, max_size, dry_run } = pruning;
         let now = Utc::now();
         let age = |at: DateTime<Utc>| (now - at).to_std().unwrap_or_default();
@@ -202,11 +211,11 @@ impl Cache {
     /// When each blob was used last, by what runs noted.
     async fn last_used(&self, notes: &[Object]) -> Result<HashMap<Digest, DateTime<Utc>>> {
         let mut used: HashMap<Digest, DateTime<Utc>> = HashMap::new();
-        let each = iter(notes)
-            .map(async |note| Ok::<_, super::Error>((note, self.store.get_small(&note.key, MAX_NOTE).await?)));
+        let each =
+            iter(notes).map(async |note| Ok::<_, Error>((note, self.store.get_small(&note.key, MAX_NOTE).await?)));
         let mut each = pin!(each.buffer_unordered(AT_ONCE));
         while let Some((note, text)) = each.try_next().await? {
-            let Some((_, text)) = text else { continue };
+            let Small::Bytes(_, text) = text else { continue };
             for digest in String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse::<Digest>().ok()) {
                 let last = used.entry(digest).or_insert(note.modified);
                 *last = note.modified.max(*last);

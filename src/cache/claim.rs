@@ -11,10 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::store::Small;
 use super::{Cache, Result, Turn, lock};
 use crate::oci::Digest;
 
@@ -24,8 +25,8 @@ const MOST: u32 = 64;
 const RENEWALS: u32 = 4;
 /// What a claim says of how long it may be silent is believed up to here.
 const LONGEST_EXPIRY: Duration = Duration::from_mins(10);
-/// Clocks may differ by this.
-const CLOCKS: Duration = Duration::from_mins(5);
+/// Clocks may differ by this, summer time among it.
+const CLOCKS: Duration = Duration::from_mins(150);
 /// A claim is looked at again after a quarter of the time that it is waited for, within these.
 const SHORTEST_POLL: Duration = Duration::from_millis(200);
 const LONGEST_POLL: Duration = Duration::from_secs(3);
@@ -65,6 +66,8 @@ pub struct Claim {
 }
 
 struct Renewing {
+    /// When something last came of the blob.
+    alive: watch::Sender<Instant>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -125,13 +128,17 @@ impl Cache {
 
     /// A claim, and how long ago it was written by the store's clock and ours.
     async fn read_claim(&self, digest: &Digest, generation: u32) -> Result<Option<(Text, Duration)>> {
-        let Some((object, bytes)) = self.store.get_small(&key(digest, generation), MAX_TEXT).await? else {
-            return Ok(None);
+        let (text, age) = match self.store.get_small(&key(digest, generation), MAX_TEXT).await? {
+            Small::Absent => return Ok(None),
+            Small::TooLarge => (None, Duration::ZERO),
+            Small::Bytes(object, bytes) => {
+                let age = (chrono::Utc::now() - object.modified).to_std().unwrap_or_default();
+                (serde_json::from_slice(&bytes).ok(), age)
+            }
         };
-        let age = (chrono::Utc::now() - object.modified).to_std().unwrap_or_default();
         // What cannot be read is somebody's all the same, and does not change.
         let unknown = || Text { holder: String::new(), claim: 0, renewal: 0, expires_after_seconds: 60 };
-        Ok(Some((serde_json::from_slice(&bytes).unwrap_or_else(|_| unknown()), age)))
+        Ok(Some((text.unwrap_or_else(unknown), age)))
     }
 
     fn watch(&self, digest: &Digest, found: Option<(u32, &Text)>) -> Turn {
@@ -190,16 +197,29 @@ impl Claim {
         lock(&cache.watched).remove(digest);
         let (renewed, key) = (cache.clone(), key(digest, generation));
         let (stop, mut stopped) = oneshot::channel();
+        let (alive, lived) = watch::channel(Instant::now());
         let task = tokio::spawn(async move {
             let mut text = text;
-            while timeout(text.expiry() / RENEWALS, &mut stopped).await.is_err() {
+            let pause = text.expiry() / RENEWALS;
+            while timeout(pause, &mut stopped).await.is_err() {
+                // A claimant that gets nothing is no use to those who wait. It may wait for a blob that one of them has.
+                if lived.borrow().elapsed() > text.expiry() {
+                    continue;
+                }
                 text.renewal += 1;
-                // One that fails is made up for by the next.
-                let _ = renewed.store.put(&key, vec![text.to_json().into()]).await;
+                // One that fails, or takes too long, is made up for by the next.
+                let _ = timeout(pause, renewed.store.put(&key, vec![text.to_json().into()])).await;
             }
         });
-        let renewing = Some(Renewing { stop, task });
+        let renewing = Some(Renewing { alive, stop, task });
         Self { cache: cache.clone(), digest: digest.clone(), generation: Some(generation), renewing }
+    }
+
+    /// Something came of the blob.
+    pub(super) fn is_alive(&self) {
+        if let Some(renewing) = &self.renewing {
+            renewing.alive.send_replace(Instant::now());
+        }
     }
 }
 

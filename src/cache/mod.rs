@@ -37,8 +37,8 @@ pub use self::blob::{Reader, Stored, Writer};
 pub use self::care::{Pruned, Pruning, Stats, Unsound};
 pub use self::claim::Claim;
 use self::claim::Watch;
-use self::store::Store;
 pub use self::store::{BoxError, ClientFor};
+use self::store::{Small, Store};
 pub use self::url::CacheUrl;
 use crate::oci::Digest;
 
@@ -47,6 +47,8 @@ pub const DEFAULT_CLAIM_EXPIRY: Duration = Duration::from_mins(1);
 /// The key of what says that there is a cache, and of which version.
 const MARKER: &str = "prebake-cache";
 const VERSION: &str = "1\n";
+/// The marker is not longer than this.
+const MAX_MARKER: u64 = 1024;
 /// So many failures one after another, and the store is not asked any more.
 const FAILURES: u32 = 3;
 /// How long a run waits at its end for what is still being stored.
@@ -61,6 +63,8 @@ pub struct Options {
     pub required: bool,
     /// How long a claimant of a blob may be silent before another one takes its place.
     pub claim_expiry: Duration,
+    /// Whether a directory that is not there yet is made.
+    pub make: bool,
 }
 
 /// Why a cache does not do something.
@@ -91,6 +95,14 @@ pub enum Error {
         /// The cache.
         place: String,
     },
+    /// The store takes bytes too slowly to be of use.
+    #[error("writing {what} of the cache {place} was given up: it took nothing for 15 seconds")]
+    Slow {
+        /// To which key.
+        what: String,
+        /// The cache.
+        place: String,
+    },
     /// Another prebake made it, in another way.
     #[error("the cache {place} is of version {version:?}, which this prebake does not know")]
     Version {
@@ -98,6 +110,14 @@ pub enum Error {
         place: String,
         /// What its marker says.
         version: String,
+    },
+    /// There is something else there, or nothing.
+    #[error(
+        "there is no cache at {place}: nothing is there under the key {MARKER:?}, which the first run that bakes with it puts there"
+    )]
+    NoCache {
+        /// The cache.
+        place: String,
     },
     /// Nobody can have one.
     #[error("this prebake was built without caches (the feature `cache`)")]
@@ -150,6 +170,8 @@ pub enum Trouble<'t> {
     Wrong(&'t Digest),
     /// The store takes nothing from us: what is there is used.
     ReadOnly,
+    /// Something could not be stored; other things may be.
+    NotStored(&'t Error),
     /// The store knows no conditional writes: two bakers may get the same blob from its registry.
     Unconditional,
 }
@@ -161,6 +183,7 @@ impl Trouble<'_> {
             Self::Off(_) => "off",
             Self::Wrong(_) => "wrong",
             Self::ReadOnly => "read-only",
+            Self::NotStored(_) => "not-stored",
             Self::Unconditional => "unconditional",
         }
     }
@@ -213,8 +236,11 @@ pub struct Cache {
     off: AtomicBool,
     read_only: AtomicBool,
     unconditional: AtomicBool,
-    /// Failures since the last success.
+    /// Failures since the last success; of blobs that were to be stored, apart: a store may answer, and take nothing large.
     in_a_row: AtomicU32,
+    not_stored_in_a_row: AtomicU32,
+    /// Why something was not stored first, for whom the cache is required.
+    not_stored: Mutex<Option<Error>>,
     counters: Counters,
     /// By what others tell this process's claims from theirs.
     holder: String,
@@ -250,8 +276,8 @@ impl Cache {
     /// # Errors
     /// [`Error::Store`], where the cache is required: the environment says too little of who we are, or something impossible.
     pub fn open(options: Options, client_for: ClientFor, tell: Tell) -> Result<Option<Arc<Self>>> {
-        let Options { url, required, claim_expiry } = options;
-        let store = match Store::open(&url, client_for) {
+        let Options { url, required, claim_expiry, make } = options;
+        let store = match Store::open(&url, client_for, make) {
             Err(error) if !required => {
                 tell(&Trouble::Off(&error));
                 return Ok(None);
@@ -268,6 +294,8 @@ impl Cache {
             read_only: AtomicBool::new(false),
             unconditional: AtomicBool::new(false),
             in_a_row: AtomicU32::new(0),
+            not_stored_in_a_row: AtomicU32::new(0),
+            not_stored: Mutex::default(),
             counters: Counters::default(),
             holder: holder(),
             claims: AtomicU64::new(0),
@@ -303,15 +331,15 @@ impl Cache {
         }
     }
 
-    /// Who is to get a blob: the cache, this run, or another one.
+    /// Who is to get a blob, of this size where that is known: the cache, this run, or another one.
     ///
     /// # Errors
     /// [`Error`], where the cache is required.
-    pub async fn turn(self: &Arc<Self>, digest: &Digest) -> Result<Turn> {
+    pub async fn turn(self: &Arc<Self>, digest: &Digest, size: Option<u64>) -> Result<Turn> {
         if let Some(turn) = lock(&self.turns).remove(digest) {
             return Ok(turn);
         }
-        let turn = self.try_turn(digest).await;
+        let turn = self.try_turn(digest, size).await;
         self.or_alone(turn)
     }
 
@@ -319,8 +347,8 @@ impl Cache {
     ///
     /// # Errors
     /// As [`Cache::turn`].
-    pub async fn is_theirs(self: &Arc<Self>, digest: &Digest) -> Result<bool> {
-        let turn = self.turn(digest).await?;
+    pub async fn is_theirs(self: &Arc<Self>, digest: &Digest, size: u64) -> Result<bool> {
+        let turn = self.turn(digest, Some(size)).await?;
         let is_theirs = matches!(turn, Turn::Theirs);
         if !is_theirs {
             lock(&self.turns).insert(digest.clone(), turn);
@@ -328,23 +356,23 @@ impl Cache {
         Ok(is_theirs)
     }
 
-    async fn try_turn(self: &Arc<Self>, digest: &Digest) -> Result<Turn> {
+    async fn try_turn(self: &Arc<Self>, digest: &Digest, size: Option<u64>) -> Result<Turn> {
         if !self.is_on().await? {
             return Ok(Turn::Alone);
         }
-        if self.is_here(digest).await? {
+        if self.is_here(digest, size).await? {
             return Ok(Turn::Here);
         }
         let turn = self.claim(digest).await?;
         // Whoever had the claim before may have stored it since.
-        if matches!(turn, Turn::Ours(_)) && self.is_here(digest).await? {
+        if matches!(turn, Turn::Ours(_)) && self.is_here(digest, size).await? {
             return Ok(Turn::Here);
         }
         self.worked();
         Ok(turn)
     }
 
-    async fn is_here(self: &Arc<Self>, digest: &Digest) -> Result<bool> {
+    async fn is_here(self: &Arc<Self>, digest: &Digest, size: Option<u64>) -> Result<bool> {
         if lock(&self.ignored).contains(digest) {
             return Ok(false);
         }
@@ -353,7 +381,11 @@ impl Cache {
         }
         let found = self.store.head(&blob_key(digest)).await?;
         self.worked();
-        Ok(found.is_some())
+        match found {
+            // Which of the two is wrong, only the bytes can say: whoever names a blob may name another size.
+            Some(object) if size.is_some_and(|size| size != object.size) => self.resolve_doubt(digest).await,
+            found => Ok(found.is_some()),
+        }
     }
 
     /// Says that what came from the cache did not have this digest: it is verified before it is used again.
@@ -363,6 +395,7 @@ impl Cache {
         }
     }
 
+    /// Whether the cache has a blob whose bytes are right; wrong ones go.
     async fn resolve_doubt(&self, digest: &Digest) -> Result<bool> {
         let is_right = self.is_right(digest).await?;
         lock(&self.doubted).remove(digest);
@@ -410,16 +443,25 @@ impl Cache {
             self.unconditional.store(true, Ordering::Relaxed);
             (self.tell)(&Trouble::Unconditional);
         }
-        match self.store.get_small(MARKER, 1024).await? {
-            Some((_, text)) if *text != *VERSION.as_bytes() => {
-                let version = String::from_utf8_lossy(&text).trim().to_owned();
-                return Err(Error::Version { place: self.place().to_owned(), version });
-            }
-            // Whoever may not even read has no use for it.
-            _ if made.is_none() => self.write_no_more(),
-            _ => {}
+        // Whoever may not even read has no use for it.
+        self.is_marked().await?;
+        if made.is_none() {
+            self.write_no_more();
         }
         Ok(())
+    }
+
+    /// Whether there is a cache of our version; an error where there is one of another.
+    async fn is_marked(&self) -> Result<bool> {
+        match self.store.get_small(MARKER, MAX_MARKER).await? {
+            Small::Bytes(_, text) if *text == *VERSION.as_bytes() => Ok(true),
+            Small::Absent => Ok(false),
+            other => {
+                let text = if let Small::Bytes(_, text) = &other { &**text } else { b"?" };
+                let version = String::from_utf8_lossy(text).trim().to_owned();
+                Err(Error::Version { place: self.place().to_owned(), version })
+            }
+        }
     }
 
     fn write_no_more(&self) {
@@ -448,6 +490,19 @@ impl Cache {
         }
     }
 
+    /// Counts a blob that was not stored, which is told of once; after several in a row nothing is written any more.
+    fn failed_to_store(&self, error: Error) {
+        self.failed(&error);
+        if self.not_stored_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
+            self.write_no_more();
+        }
+        let is_first = lock(&self.not_stored).is_none();
+        if is_first && self.may_write() {
+            (self.tell)(&Trouble::NotStored(&error));
+        }
+        lock(&self.not_stored).get_or_insert(error);
+    }
+
     fn switch_off(&self, error: &Error) {
         if !self.off.swap(true, Ordering::Relaxed) {
             (self.tell)(&Trouble::Off(error));
@@ -473,6 +528,7 @@ impl Cache {
 
     fn stored(&self, digest: &Digest, bytes: u64) {
         self.worked();
+        self.not_stored_in_a_row.store(0, Ordering::Relaxed);
         self.counters.stored.fetch_add(1, Ordering::Relaxed);
         self.counters.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
         lock(&self.used).insert(digest.clone());
@@ -495,20 +551,35 @@ impl Cache {
     /// [`Error`], where the cache is required.
     pub async fn settle(&self) -> Result<()> {
         lock(&self.turns).clear();
-        let _ = tokio::time::timeout(LAST_WAIT, self.behind.subscribe().wait_for(|left| *left == 0)).await;
+        let mut behind = self.behind.subscribe();
+        let in_time = tokio::time::timeout(LAST_WAIT, behind.wait_for(|left| *left == 0)).await.is_ok();
         let used = std::mem::take(&mut *lock(&self.used));
-        if used.is_empty() || !self.may_write() {
-            return Ok(());
+        // Also where there was no room, or nothing is taken from us: what is small may find its place.
+        if !used.is_empty() && !self.off.load(Ordering::Relaxed) {
+            self.note(&used).await?;
         }
+        match lock(&self.not_stored).take() {
+            Some(error) if self.required => Err(error),
+            None if self.required && !in_time => Err(Error::Silent {
+                doing: "writing",
+                what: "the last blobs".to_owned(),
+                place: self.place().to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes what was used, so that it is not pruned.
+    async fn note(&self, used: &BTreeSet<Digest>) -> Result<()> {
         let text = used.iter().fold(String::new(), |text, digest| text + digest.as_str() + "\n");
         let key = format!("used/{}-{}", Utc::now().format("%Y%m%dT%H%M%S"), random());
         match self.store.put(&key, vec![text.into()]).await {
-            Err(error) if self.required => Err(error),
-            Err(error) => {
+            Err(error) if self.required && self.may_write() => Err(error),
+            Err(error) if self.may_write() => {
                 self.failed(&error);
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            _ => Ok(()),
         }
     }
 }

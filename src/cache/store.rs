@@ -42,6 +42,13 @@ struct Counts {
     writes: AtomicU64,
 }
 
+/// What came of asking for something small.
+pub(super) enum Small {
+    Absent,
+    TooLarge,
+    Bytes(Object, Bytes),
+}
+
 pub(super) struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
@@ -53,7 +60,7 @@ pub(super) struct Store {
 
 impl Store {
     /// Talks to nobody yet. Who we are is in the environment, by the names that the clouds' own tools use.
-    pub(super) fn open(url: &CacheUrl, client_for: ClientFor) -> Result<Self> {
+    pub(super) fn open(url: &CacheUrl, client_for: ClientFor, make: bool) -> Result<Self> {
         let (place, connector) = (url.to_string(), Connector::new(client_for));
         let error = |source| of_store("opening", "the store", &place, source);
         let backoff = BackoffConfig { init_backoff: FIRST_WAIT, max_backoff: LONGEST_WAIT, ..BackoffConfig::default() };
@@ -77,7 +84,11 @@ impl Store {
             }
             Scheme::File => {
                 let path = PathBuf::from(format!("/{}", url.prefix));
-                std::fs::create_dir_all(&path).map_err(of_directory).map_err(error)?;
+                if make {
+                    std::fs::create_dir_all(&path).map_err(of_directory).map_err(error)?;
+                } else if !path.exists() {
+                    return Err(Error::NoCache { place });
+                }
                 let files = LocalFileSystem::new_with_prefix(&path).map_err(error)?;
                 dir = Some(path);
                 // Each claim has a directory of its own.
@@ -172,17 +183,17 @@ impl Store {
         Ok(Some((object, stream.boxed())))
     }
 
-    /// Something small; an object of more than `limit` bytes is as good as none.
-    pub(super) async fn get_small(&self, key: &str, limit: u64) -> Result<Option<(Object, Bytes)>> {
-        let Some((object, mut stream)) = self.get(key, 0).await? else { return Ok(None) };
+    /// Something small; of an object of more than `limit` bytes none is read.
+    pub(super) async fn get_small(&self, key: &str, limit: u64) -> Result<Small> {
+        let Some((object, mut stream)) = self.get(key, 0).await? else { return Ok(Small::Absent) };
         if object.size > limit {
-            return Ok(None);
+            return Ok(Small::TooLarge);
         }
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await {
             bytes.extend_from_slice(&chunk?);
         }
-        Ok(Some((object, bytes.into())))
+        Ok(Small::Bytes(object, bytes.into()))
     }
 
     /// Stores something whole, over what is there.

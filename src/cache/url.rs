@@ -26,7 +26,7 @@ impl FromStr for CacheUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = "a cache is at s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///DIRECTORY";
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("{text:?} is no URL; {known}"))?;
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("this is no URL; {known}"))?;
         let scheme = match scheme {
             "s3" => Scheme::S3,
             "az" => Scheme::Azure,
@@ -37,7 +37,8 @@ impl FromStr for CacheUrl {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let prefix = prefix.trim_matches('/');
         if bucket.contains(['@', '?', '#', ':']) || prefix.contains(['?', '#']) {
-            return Err(format!("{text:?} has more than a bucket and a prefix; who we are is in the environment"));
+            // It may have a password in it.
+            return Err("this has more than a bucket and a prefix; who we are is in the environment".to_owned());
         }
         if prefix.split('/').any(|part| matches!(part, "." | "..")) {
             return Err(format!("{text:?} leads out of itself"));

@@ -25,8 +25,9 @@ const CACHE: &str = "Where many bakers share blobs: s3://BUCKET/PREFIX, az://CON
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Cache")]
 pub(super) struct CacheArgs {
-    #[arg(long, value_name = "URL", env = "PREBAKE_CACHE", help = CACHE)]
-    cache: Option<CacheUrl>,
+    // Parsed below: clap would show what it cannot parse, and somebody's password may be in it.
+    #[arg(long, value_name = "URL", env = "PREBAKE_CACHE", hide_env_values = true, help = CACHE)]
+    cache: Option<String>,
     /// Fail when the cache does; without it, a bake goes on without the cache
     #[arg(long)]
     cache_required: bool,
@@ -38,9 +39,12 @@ pub(super) struct CacheArgs {
 impl CacheArgs {
     /// Which one, by these or by what a bake.toml says.
     pub(super) fn options(&self, said: &SharedCache) -> Result<Option<Options>, Failed> {
-        let url = match (&self.cache, &said.url) {
-            (Some(url), _) => url.clone(),
-            (None, Some(url)) => url.parse().map_err(|why| Failed::usage(format!("[cache] url: {why}")))?,
+        let parse =
+            |url: &str, said: &str| url.parse::<CacheUrl>().map_err(|why| Failed::usage(format!("{said}: {why}")));
+        // An empty variable says as much as none.
+        let url = match (self.cache.as_deref().filter(|url| !url.is_empty()), &said.url) {
+            (Some(url), _) => parse(url, "--cache, or PREBAKE_CACHE")?,
+            (None, Some(url)) => parse(url, "[cache] url")?,
             (None, None) if self.cache_required => return Err(Failed::usage("--cache-required without --cache")),
             (None, None) => return Ok(None),
         };
@@ -48,6 +52,7 @@ impl CacheArgs {
             url,
             required: self.cache_required || said.required,
             claim_expiry: self.cache_claim_expiry.or(said.claim_expiry).unwrap_or(DEFAULT_CLAIM_EXPIRY),
+            make: true,
         }))
     }
 }
@@ -194,7 +199,7 @@ impl WhichArgs {
         let Some(mut cache) = self.cache.options(&SharedCache::default())? else {
             return Err(Failed::usage("which cache? --cache URL, or PREBAKE_CACHE"));
         };
-        cache.required = true;
+        (cache.required, cache.make) = (true, false);
         let options =
             registry::Options { ca_files: self.ca_file.clone(), cache: Some(cache), ..registry::Options::default() };
         let listener = progress::listener(OutputArgs { quiet: true, ..self.output });

@@ -86,7 +86,7 @@ impl Blob {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let mut tries = 2;
         let way = loop {
-            match cache.turn(digest).await? {
+            match cache.turn(digest, Some(*size)).await? {
                 Turn::Here => {
                     if let Some(reader) = cache.read(digest, *size, self.at).await? {
                         break Way::Cached(reader);
@@ -115,7 +115,7 @@ impl Blob {
         let Some(cache) = self.cache.clone() else { return Ok(Some(Stored::Not)) };
         let digest = &self.descriptor.digest;
         let claim = loop {
-            match cache.turn(digest).await? {
+            match cache.turn(digest, Some(self.descriptor.size)).await? {
                 Turn::Here => return Ok(None),
                 Turn::Ours(claim) => break claim,
                 Turn::Theirs => cache.wait(digest).await,
@@ -125,18 +125,17 @@ impl Blob {
         let mut writer = claim.writer(self.descriptor.size, None);
         while let Some(chunk) = self.direct.chunk().await? {
             came(chunk.len() as u64);
-            writer.write(chunk).await;
+            if !writer.write(chunk).await {
+                break;
+            }
         }
         Ok(Some(writer.stored().await))
     }
 
-    /// Lets go of the connection, which others may need; the next call asks for what is missing. Whoever waits for it to be
-    /// stored waits no longer.
+    /// Lets go of the connection, which others may need; the next call asks for what is missing. Where that takes long, whoever
+    /// waits for it to be stored waits no longer (`cache::Claim`).
     pub fn pause(&mut self) {
         self.direct.pause();
-        if matches!(self.way, Way::Storing(_)) {
-            self.way = Way::Direct;
-        }
     }
 
     /// Host and port of who was asked last with success, or the cache.
@@ -177,9 +176,9 @@ impl Client {
     ///
     /// # Errors
     /// [`super::Error::Cache`].
-    pub async fn waits_for(&self, digest: &Digest) -> Result<Option<Waiting>> {
+    pub async fn waits_for(&self, digest: &Digest, size: u64) -> Result<Option<Waiting>> {
         let Some(cache) = &self.cache else { return Ok(None) };
-        Ok(cache.is_theirs(digest).await?.then(|| Waiting { cache: cache.clone(), digest: digest.clone() }))
+        Ok(cache.is_theirs(digest, size).await?.then(|| Waiting { cache: cache.clone(), digest: digest.clone() }))
     }
 
     /// Something small by its digest: from the cache, or from the registry and into it.
@@ -198,7 +197,7 @@ impl Client {
             if found.is_some() {
                 break None;
             }
-            match cache.turn(digest).await? {
+            match cache.turn(digest, None).await? {
                 Turn::Here => {
                     found = cache.small(digest, limit).await?;
                     break None;

@@ -60,11 +60,11 @@ impl Sources {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn waits_for(&self, reference: &Reference, digest: &Digest) -> Result<Option<Waiting>> {
+    pub async fn waits_for(&self, reference: &Reference, descriptor: &Descriptor) -> Result<Option<Waiting>> {
         if self.is_local(reference) {
             return Ok(None);
         }
-        Ok(self.client.waits_for(digest).await?)
+        Ok(self.client.waits_for(&descriptor.digest, descriptor.size).await?)
     }
 
     /// As [`registry::Blob::into_cache`]; a place's blobs are not for others.

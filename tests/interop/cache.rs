@@ -334,9 +334,35 @@ fn a_store_without_room_is_read() {
         assert_eq!(baked.troubles(), ["read-only"], "{status}");
         assert!(baked.fetched.values().all(|times| *times == 1), "{:?}", baked.fetched);
         assert_eq!(baked.usage["stored"], 0);
+        let root = site.dir().join("required");
+        let required = format!("bake --root {} --cache {cache} --cache-required {}", root.display(), site.images);
+        ours(relay.address(), &required).expect(7);
+        let _ = fs::remove_dir_all(root);
         drop(relay);
         assert_eq!(sound(store.address(), cache), 0);
     }
+}
+
+#[test]
+fn a_store_that_takes_nothing_large_or_too_slowly() {
+    let site = Site::new();
+    let store = Store::start(Kind::Moto, site.dir());
+    let is_blob = |asked: &Asked| matches!(&*asked.method, "PUT" | "POST") && asked.target.contains("/blobs/");
+    // As a proxy that limits the length of bodies.
+    let relay =
+        Relay::start(store.address(), move |asked| if is_blob(asked) { Deed::Answer(413, "") } else { Deed::Pass });
+    let cache = "s3://bakes/small";
+    assert_eq!(site.bake(relay.address(), cache).troubles(), ["not-stored", "read-only"]);
+    let root = site.dir().join("required");
+    let required = format!("bake --root {} --cache {cache} --cache-required {}", root.display(), site.images);
+    let required = ours(relay.address(), &required).expect(1);
+    assert!(required.stderr.contains("writing blobs/sha256/"), "{}", required.stderr);
+    drop(relay);
+    let is_part = |asked: &Asked| asked.method == "PUT" && asked.target.contains("partNumber=");
+    let relay = Relay::start(store.address(), move |asked| if is_part(asked) { Deed::Hold } else { Deed::Pass });
+    let warm = format!("cache warm --cache s3://bakes/slow {}", site.images);
+    let warm = ours(relay.address(), &warm).expect(1);
+    assert!(warm.stderr.contains("was not stored in the cache"), "{}", warm.stderr);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// What is done to one request, or to its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,9 +19,13 @@ pub enum Deed {
     Change,
     /// The server gets the request with this line, or none, in place of the header of this name.
     Header(&'static str, &'static str),
+    /// The server gets the request when nobody waits for that any more.
+    Hold,
     /// The server gets no request; this status and body are the answer.
     Answer(u16, &'static str),
 }
+
+const HOLD: Duration = Duration::from_secs(20);
 
 /// A request's first line and headers.
 pub struct Asked {
@@ -102,6 +107,9 @@ fn relay(mut client: TcpStream, server: &str, deed: &dyn Fn(&Asked) -> Deed) -> 
         let head = format!("HTTP/1.1 {status} As Told\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
         return client.write_all((head + if asked.method == "HEAD" { "" } else { text }).as_bytes());
     }
+    if deed == Deed::Hold {
+        thread::sleep(HOLD);
+    }
     let headers = asked.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("connection"));
     let headers: String = headers
         .map(|(name, value)| match deed {
@@ -122,7 +130,7 @@ fn relay(mut client: TcpStream, server: &str, deed: &dyn Fn(&Asked) -> Deed) -> 
         Deed::Cut if is_there => answer.truncate(begin + (answer.len() - begin) / 2),
         Deed::Lose => answer.clear(),
         Deed::Change => *answer.last_mut().unwrap() ^= 1,
-        Deed::Cut | Deed::Pass | Deed::Header(..) | Deed::Answer(..) => {}
+        Deed::Cut | Deed::Pass | Deed::Hold | Deed::Header(..) | Deed::Answer(..) => {}
     }
     client.write_all(&answer)
 }

@@ -13,7 +13,9 @@ pub fn text(ops: &[Op]) -> String {
     ops.iter().fold(String::new(), |mut out, op| {
         match op {
             Op::Bucket(path, sequence) => writeln!(out, "b {} {sequence}", hex_path(path)),
-            Op::Put(path, key, value) => writeln!(out, "k {} {} {}", hex_path(path), hex::encode(key), hex_or_dash(value)),
+            Op::Put(path, key, value) => {
+                writeln!(out, "k {} {} {}", hex_path(path), hex::encode(key), hex_or_dash(value))
+            }
             Op::Delete(path, key) => writeln!(out, "d {} {}", hex_path(path), hex::encode(key)),
             Op::DeleteBucket(path) => writeln!(out, "D {}", hex_path(path)),
             Op::Commit => writeln!(out, "c"),

@@ -63,7 +63,8 @@ fn line(entry: &Entry, contents: &[u8]) -> String {
         EntryKind::Other(flag) => char::from(flag),
     };
     let time = |time: Time| format!("{}.{:09}", time.seconds, time.nanos);
-    let mut xattrs: Vec<String> = entry.xattrs.iter().map(|(k, v)| format!("{}={}", hex::encode(k), hex::encode(v))).collect();
+    let mut xattrs: Vec<String> =
+        entry.xattrs.iter().map(|(k, v)| format!("{}={}", hex::encode(k), hex::encode(v))).collect();
     xattrs.sort();
     let mut out = String::new();
     writeln!(

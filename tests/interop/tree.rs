@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::prebake::oci::Digest;
 use rustix::fs::{lgetxattr, llistxattr, major, minor};
 
-
 /// Nanoseconds since 1970.
 pub type Nanos = i128;
 

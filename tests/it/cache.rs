@@ -5,17 +5,24 @@ use std::fmt::Write as _;
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::Method;
+use prebake::bake::notices;
+use prebake::cache;
 use prebake::fixture::{Content, full};
+use prebake::oci::{Descriptor, media_type};
+use prebake::registry::{self, Blob, Client};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::answers::layer_of;
 use crate::support::content::build;
 use crate::support::prebake::{Run, blobs, command, prebake};
 use crate::support::registry::{TestRegistry, respond};
+use crate::support::served::write_layout;
 
 /// Bakers that begin at the same moment.
 const BAKERS: usize = 20;
@@ -222,13 +229,19 @@ fn what_is_wrong_is_replaced_and_told_and_never_used() {
     place.bake("fill", "", &name).expect(0);
     let hex = layer.rsplit_once(':').unwrap().1.to_owned();
     let manifest = content.tags[&("app".to_owned(), "1".to_owned())].hex().to_owned();
+    let of_manifest: Value =
+        serde_json::from_slice(&content.blobs[&format!("sha256:{manifest}").parse().unwrap()].1).unwrap();
+    let config = of_manifest["config"]["digest"].as_str().unwrap();
+    let longer = [&content.blobs[&config.parse().unwrap()].1[..], b" "].concat();
+    let config = config.rsplit_once(':').unwrap().1.to_owned();
     let mut changed = right.to_vec();
     changed[100_000] ^= 1;
-    let wrong: [(&str, &str, Vec<u8>); 4] = [
+    let wrong: [(&str, &str, Vec<u8>); 5] = [
         ("changed", &hex, changed),
         ("cut", &hex, right[..5_000_000].to_vec()),
         ("empty", &hex, Vec::new()),
         ("document", &manifest, b"{}".to_vec()),
+        ("longer", &config, longer),
     ];
     for (root, hex, bytes) in wrong {
         registry.asked();
@@ -286,10 +299,26 @@ fn a_cache_that_fails_slows_a_bake_and_no_more() {
     let run = Run::from(command.arg(&root).output().unwrap()).expect(0);
     assert!(run.stderr.contains("going on without the cache"), "{}", run.stderr);
     sound(&root, 1);
-    for (url, why) in [("ftp://x/y", "is no kind of store"), ("s3://", "names no bucket"), ("cache", "is no URL")] {
+    for (url, why) in [
+        ("ftp://x/y", "is no kind of store"),
+        ("s3://", "names no bucket"),
+        ("cache", "this is no URL"),
+        ("s3://me:secret@bucket/x", "in the environment"),
+    ] {
         let (_, run) = bake(&format!("wrong-{}", why.len()), url);
-        assert!(run.expect(2).stderr.contains(why));
+        let run = run.expect(2);
+        assert!(run.stderr.contains(why) && !run.stderr.contains("secret"), "{}", run.stderr);
     }
+    // An empty variable is none.
+    let mut command = crate::support::prebake::command();
+    command.env("PREBAKE_CACHE", "").args([
+        "bake",
+        "--platform",
+        "linux/amd64",
+        &registry.reference("app:1"),
+        "--root",
+    ]);
+    Run::from(command.arg(dir.path().join("d")).output().unwrap()).expect(0);
 }
 
 #[test]
@@ -346,6 +375,59 @@ fn what_is_gone_on_with_is_stored_whole() {
     place.bake("root", "", &name).expect(0);
     let hex = layer.rsplit_once(':').unwrap().1;
     assert!(fs::read(place.blob(hex)).unwrap() == *right, "its first bytes were here, the others came");
+}
+
+/// The bytes of a blob from where it is on.
+async fn rest(blob: &mut Blob) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = blob.chunk().await.unwrap() {
+        bytes.extend_from_slice(&chunk);
+    }
+    bytes
+}
+
+#[test]
+fn who_pauses_stores_what_comes_later_and_is_not_waited_for_without_end() {
+    let content = app();
+    let (layer, right) = layer_of(&content);
+    let registry = TestRegistry::start(content);
+    let reference = registry.reference("app:1").parse().unwrap();
+    let descriptor = Descriptor::new(media_type::OCI_LAYER, layer.parse().unwrap(), right.len() as u64);
+    let file = |place: &Place| fs::read(place.blob(layer.rsplit_once(':').unwrap().1));
+    prebake::install_tls();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for is_long in [false, true] {
+        let place = Place::new();
+        let client = || {
+            let claim_expiry = Duration::from_secs(1);
+            let url = place.url().parse().unwrap();
+            let cache = Some(cache::Options { url, required: true, claim_expiry, make: true });
+            let options = registry::Options { cache, ..registry::Options::default() };
+            Arc::new(Client::new(options, notices(Arc::new(()))).unwrap())
+        };
+        runtime.block_on(async {
+            let (one, two) = (client(), client());
+            let mut first = one.blob(&reference, &descriptor, 0, None);
+            let mut got = first.chunk().await.unwrap().unwrap().to_vec();
+            first.pause();
+            if is_long {
+                // As though the first one waited for what the second one has.
+                let mut second = two.blob(&reference, &descriptor, 0, None);
+                assert!(timeout(Duration::from_secs(30), rest(&mut second)).await.unwrap() == *right);
+                two.settle().await.unwrap();
+            }
+            got.extend(rest(&mut first).await);
+            assert!(got == *right);
+            one.settle().await.unwrap();
+            registry.asked();
+            assert!(file(&place).unwrap() == *right);
+            // Whoever names it with another size does not take it from the others.
+            let larger = Descriptor::new(media_type::OCI_LAYER, descriptor.digest.clone(), descriptor.size + 1);
+            let _ = two.blob(&reference, &larger, 0, None).chunk().await;
+            assert!(file(&place).unwrap() == *right);
+        });
+        assert_eq!(place.files("claims").len(), 0);
+    }
 }
 
 #[test]
@@ -456,6 +538,25 @@ fn what_nobody_needs_goes() {
 }
 
 #[test]
+fn what_is_no_cache_is_left_alone() {
+    let place = Place::new();
+    for arguments in ["stats", "check --remove", "prune --unused 30d"] {
+        assert!(place.care(arguments).expect(3).stderr.contains("there is no cache at file:///"), "{arguments}");
+        assert!(!place.cache().exists());
+    }
+    // An OCI layout, in which blobs are found by their digests too.
+    write_layout(&app(), "registry.invalid/", &[], &place.cache());
+    let there = place.files("blobs");
+    age(&there, 40);
+    for arguments in ["stats", "check --remove", "prune --unused 30d", "prune --max-size 0B"] {
+        assert!(place.care(arguments).expect(3).stderr.contains("there is no cache at file:///"), "{arguments}");
+    }
+    fs::write(place.cache().join("prebake-cache"), "9\n").unwrap();
+    assert!(place.care("prune --unused 30d").expect(2).stderr.contains("of version \"9\""));
+    assert_eq!(place.files("blobs").len(), there.len());
+}
+
+#[test]
 fn a_cache_is_warmed_without_a_root() {
     let registry = TestRegistry::start(app());
     let place = Place::new();
@@ -470,6 +571,10 @@ fn a_cache_is_warmed_without_a_root() {
     assert_eq!(first["cache"]["stored"], 4);
     let second = warm("").expect(0).last_json();
     assert_eq!((&second["fetched_blobs"], &second["present_blobs"]), (&0.into(), &2.into()));
+    let largest = place.files("blobs").into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    fs::write(&largest, "").unwrap();
+    let third = warm("").expect(0).last_json();
+    assert_eq!((&third["fetched_blobs"], &third["cache"]["wrong"]), (&1.into(), &1.into()));
     registry.asked();
     place.bake("root", "", &name).expect(0);
     assert_eq!(got(&registry.asked()).len(), 0);

@@ -50,7 +50,9 @@ impl Model {
     fn dump_into(&self, path: &str, out: &mut String) {
         for (key, entry) in &self.entries {
             match entry {
-                Entry::Value(value) => writeln!(out, "k {path} {} {}", hex::encode(key), hex_or_dash(value)).expect("string"),
+                Entry::Value(value) => {
+                    writeln!(out, "k {path} {} {}", hex::encode(key), hex_or_dash(value)).expect("string")
+                }
                 Entry::Bucket(model) => {
                     let path = if path.is_empty() { hex::encode(key) } else { format!("{path}/{}", hex::encode(key)) };
                     writeln!(out, "b {path} {}", model.sequence).expect("string");

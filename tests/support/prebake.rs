@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-
 /// The command, with no credentials but those a test gives it.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prebake"));

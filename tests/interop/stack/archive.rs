@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-
 const BLOCK: usize = 512;
 
 /// Seconds since 1970, rounded down, and nanoseconds on top.
