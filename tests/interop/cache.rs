@@ -337,6 +337,7 @@ fn a_store_without_room_is_read() {
         let root = site.dir().join("required");
         let required = format!("bake --root {} --cache {cache} --cache-required {}", root.display(), site.images);
         ours(relay.address(), &required).expect(7);
+        site.registry.fetched();
         let _ = fs::remove_dir_all(root);
         drop(relay);
         assert_eq!(sound(store.address(), cache), 0);
