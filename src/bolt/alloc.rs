@@ -34,10 +34,11 @@ impl std::ops::Deref for Page {
     }
 }
 
-/// Runs of pages that were read at once, the one used last in front.
+/// Runs of pages that were read at once, the one used last in front. A page that follows one of them begins a longer run than
+/// any other: a file that was changed often has its pages all over it.
 pub(super) struct Windows {
     runs: Vec<(u64, Arc<Vec<u8>>)>,
-    /// Runs held at most, and the bytes of each, which has a page at least.
+    /// Runs held at most, and the bytes of each at most, though it has a page.
     most: usize,
     bytes: usize,
 }
@@ -60,8 +61,11 @@ impl Windows {
 /// How much a file may grow beyond what is written, in bytes; bbolt grows it by 16 MiB.
 const MAX_GROWTH: u64 = 16 << 20;
 /// Runs that a walk holds, and the bytes of each.
-const WINDOWS: usize = 4;
+const WINDOWS: usize = 16;
 const WINDOW: usize = 1 << 17;
+/// The bytes of the first run of those that follow each other, and how many times as long the next one is.
+const FIRST: usize = 1 << 14;
+const LONGER: usize = 4;
 /// Pages that lookups hold.
 const LOOKUP_PAGES: usize = 64;
 /// Pages are written in runs of at most this many bytes.
@@ -105,10 +109,18 @@ impl Pages<'_> {
         if let Some(i) = runs.iter().position(|(first, bytes)| (*first..end(*first, bytes)).contains(&id)) {
             runs[..=i].rotate_right(1);
         } else {
-            let held = if runs.len() < *most { None } else { runs.pop() };
+            let before = runs.iter().position(|(first, bytes)| *many > len && end(*first, bytes) == id);
+            let (held, wanted) = match before.map(|i| runs.remove(i)) {
+                Some((first, bytes)) => {
+                    let wanted = LONGER * bytes.len();
+                    (Some((first, bytes)), wanted)
+                }
+                None => (if runs.len() < *most { None } else { runs.pop() }, FIRST),
+            };
+            let wanted = wanted.min(*many) / len;
             let mut bytes = held.and_then(|(_, bytes)| Arc::try_unwrap(bytes).ok()).unwrap_or_default();
             let ahead = usize::try_from(self.high_water - id).unwrap_or(usize::MAX);
-            bytes.resize((*many / len).max(1).min(ahead) * len, 0);
+            bytes.resize(wanted.max(1).min(ahead) * len, 0);
             runs.insert(0, (id, read(bytes)?));
         }
         let (first, bytes) = &runs[0];
