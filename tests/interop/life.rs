@@ -89,7 +89,7 @@ pub fn live(containerd: &Containerd, registry: &str, demo: &[String], debian: &s
 fn only_what_was_asked(before: &str, after: &str, namespaces: &[&str], names: &[&str]) {
     let set = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<String>>();
     let (before, after) = (set(before), set(after));
-    let path = |keys: &[&str]| keys.iter().map(|key| hex::encode(key)).collect::<Vec<_>>().join("/");
+    let path = |keys: &[&str]| keys.iter().map(hex::encode).collect::<Vec<_>>().join("/");
     let allowed = |line: &str| {
         let place = line.split(' ').nth(1).unwrap();
         namespaces.iter().any(|namespace| {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::support::bolt_script::{Op, hex_or_dash};
 
 fn hex_path(path: &[Vec<u8>]) -> String {
-    path.iter().map(|key| hex::encode(key)).collect::<Vec<_>>().join("/")
+    path.iter().map(hex::encode).collect::<Vec<_>>().join("/")
 }
 
 /// The script as the oracle reads it.

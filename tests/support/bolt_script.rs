@@ -51,7 +51,7 @@ impl Model {
         for (key, entry) in &self.entries {
             match entry {
                 Entry::Value(value) => {
-                    writeln!(out, "k {path} {} {}", hex::encode(key), hex_or_dash(value)).expect("string")
+                    writeln!(out, "k {path} {} {}", hex::encode(key), hex_or_dash(value)).expect("string");
                 }
                 Entry::Bucket(model) => {
                     let path = if path.is_empty() { hex::encode(key) } else { format!("{path}/{}", hex::encode(key)) };
