@@ -25,8 +25,8 @@ demo:
 static target="":
     PREBAKE_COMMIT=$(git rev-parse HEAD) packaging/static {{target}}
 
-# A Debian package of the static binary, else of target/release/prebake, into the current folder
-deb:
+# A Debian package of the static binary, which is built first, into the current folder
+deb: static
     packaging/deb
 
 # Fuzz: bolt, tar, unpack, gunzip, reference or document (needs nightly and cargo-fuzz)

@@ -246,6 +246,7 @@ impl From<&fixture::BuildError> for Kind {
     fn from(error: &fixture::BuildError) -> Self {
         use fixture::BuildError;
         match error {
+            BuildError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
             BuildError::Io { source, .. } | BuildError::Pack(source) => source.into(),
             _ => Self::InvalidInput,
         }
@@ -255,6 +256,7 @@ impl From<&fixture::BuildError> for Kind {
 impl From<&fixture::SpecError> for Kind {
     fn from(error: &fixture::SpecError) -> Self {
         match error {
+            fixture::SpecError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::NotFound,
             fixture::SpecError::Io { source, .. } => source.into(),
             fixture::SpecError::Toml(_) => Self::InvalidInput,
         }
@@ -267,6 +269,7 @@ impl From<&fixture::ShrinkError> for Kind {
         use fixture::ShrinkError;
         match error {
             ShrinkError::Source(source) | ShrinkError::Absent { source, .. } => (&**source).into(),
+            ShrinkError::NoPlatform { .. } => Self::NotFound,
             ShrinkError::Layer { source, .. } => source.into(),
             ShrinkError::Pack(source) => source.into(),
         }

@@ -53,7 +53,8 @@ pub(super) fn version(as_json: bool) {
         return output::say(format!("prebake {VERSION}"));
     }
     let environment = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
-    let features: &[&str] = if cfg!(feature = "live") { &["live"] } else { &[] };
+    let features = [("live", cfg!(feature = "live")), ("cache", cfg!(feature = "cache"))];
+    let features: Vec<&str> = features.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
     let mut about = json!({
         "name": "prebake",
         "version": VERSION,

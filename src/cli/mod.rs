@@ -232,6 +232,8 @@ impl Failed {
 
 /// Parses the arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
+    // As early as can be: when that process is gone, another one is the parent.
+    let parent = std::os::unix::process::parent_id();
     // A defect of prebake's own does no more than a kill: what is in place stays, and nothing is half done.
     std::panic::set_hook(Box::new(|panic| {
         output::tell(format!("prebake: a defect in prebake itself: {panic}; what is in place is whole, run it again"));
@@ -301,7 +303,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bolt(args) => bolt::run(&args),
         Command::Cache(args) => cache::run(args),
         Command::Registry(args) => registry::run(&args),
-        Command::Fixture(args) => fixture::run(args),
+        Command::Fixture(args) => fixture::run(args, parent),
         Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => Ok(about::completions(&args)),
         Command::Man(args) => about::man(&args),

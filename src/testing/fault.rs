@@ -115,6 +115,9 @@ fn parse(text: &str) -> Result<Fault, String> {
         Some((first, "")) => (number(first)?, u64::MAX),
         Some((first, last)) => (number(first)?, number(last)?),
     };
+    if which.0 == 0 || which.0 > which.1 {
+        return Err("it can never occur: requests are counted from 1, and the first comes before the last".to_owned());
+    }
     let (mut effects, mut path) = (Effects::default(), None);
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -173,6 +176,9 @@ mod tests {
         );
         assert!("manifest:2-3 expired-token".parse::<Fault>().expect("a fault").befalls(3));
         for wrong in ["", "blob", "blob:x corrupt", "layer corrupt", "blob status=20", "blob delay=2", "blob slow"] {
+            wrong.parse::<Fault>().expect_err(wrong);
+        }
+        for wrong in ["blob:0 corrupt", "blob:0- corrupt", "blob:5-2 corrupt"] {
             wrong.parse::<Fault>().expect_err(wrong);
         }
     }

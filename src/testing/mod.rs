@@ -1,34 +1,10 @@
 //! A registry for tests: on a free port of 127.0.0.1, with images made from a spec, which can ask for credentials, misbehave on
 //! request, and remembers what it was asked. It needs no runtime of the test's, and is gone when it is dropped.
 //!
-//! ```
-//! use prebake::fixture::{Content, Spec};
-//! use prebake::testing::{Options, Registry};
+//! A whole test:
 //!
-//! let spec = Spec::parse(
-//!     r#"
-//!     [layer.base]
-//!     files = [{ path = "bin" }, { path = "bin/hello", program = "hello" }]
-//!
-//!     [[image]]
-//!     name = "app:1"
-//!     platforms = ["linux/amd64", "linux/arm64"]
-//!     layers = ["base"]
-//!     command = ["/bin/hello"]
-//!     "#,
-//! )?;
-//! let content = Content::build(&spec)?;
-//!
-//! // The third request for a blob is refused once; the client is to wait for two seconds.
-//! let faults = vec!["blob:3 status=429 retry-after=2".parse()?];
-//! let registry = Registry::start(content, Options { faults, ..Options::default() })?;
-//!
-//! // `127.0.0.1:PORT/app:1`: what a client is given.
-//! let name = registry.reference("app:1");
-//! # assert!(name.ends_with("/app:1"));
-//! // … and what it then did.
-//! assert!(registry.requests().iter().all(|request| request.starts_with("GET /v2/")));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```no_run
+#![doc = include_str!("../../docs/snippets/fixture_test.rs")]
 //! ```
 
 mod answer;

@@ -9,6 +9,7 @@
 //!   and for any lines where it is all of one. Where nothing follows, nothing is compared. Lines with `> ` go on with
 //!   a command.
 //! - `<!-- not run: REASON -->` above a block keeps it from being run; `NOT_RUN` has all of these.
+//! - A block of another language than these has no commands of prebake's; each has a language, `text` where it is none.
 //!
 //! A page is one script in one shell: what one block sets, leaves behind or starts, the next one has.
 
@@ -26,9 +27,12 @@ const IMAGES: &str = include_str!("../../fixtures/docs.toml");
 
 /// Pages, and why a block of theirs is not run.
 const NOT_RUN: &[(&str, &str)] = &[
+    ("CONTRIBUTING.md", "these are the tests themselves"),
+    ("README.md", "the demo needs a build, and the tests are what runs this page"),
     ("README.md", "needs a containerd that runs on this machine, as tests/interop/live.rs starts one"),
     ("docs/mirrors.md", "needs a cluster of machines on which Spegel runs"),
     ("docs/mirrors.md", "needs Dragonfly's manager, schedulers and agents"),
+    ("docs/ci.md", "needs a mounted image; tests/interop/snippets.rs runs the script"),
     ("docs/ci.md", "starts a virtual machine; tests/interop/snippets.rs validates the template and runs its script"),
 ];
 
@@ -64,7 +68,7 @@ enum Step {
     NotRun { reason: String },
 }
 
-/// A page's steps, and the lines of blocks that are none and call `prebake`.
+/// A page's steps, and the lines of blocks that are none and call `prebake`, or do not say what they are.
 #[derive(Debug, Default)]
 struct Page {
     steps: Vec<Step>,
@@ -101,7 +105,7 @@ impl Page {
             self.steps.push(Step::Command { line: number + 1, text: block.join("\n"), says: Vec::new() });
         } else if kind == "console" {
             self.console(block, number + 1);
-        } else if block.iter().any(|line| line.contains("prebake ")) {
+        } else if kind.is_empty() || block.iter().any(|line| line.contains("prebake ")) {
             self.strays.push(number);
         }
     }
@@ -245,7 +249,8 @@ fn every_block_is_run_or_says_why_not() {
     let names = docs.map(|path| format!("docs/{}", path.file_name().unwrap().to_str().unwrap()));
     let mut not_run = Vec::new();
     let mut wrong = Vec::new();
-    for name in names.chain(PAGES.iter().map(|&page| page.to_owned())) {
+    let others = PAGES.iter().chain(&["CONTRIBUTING.md", "benches/README.md"]);
+    for name in names.chain(others.map(|&page| page.to_owned())) {
         let page = Page::parse(&read(&name));
         wrong.extend(page.strays.iter().map(|line| format!("{name}:{line} is neither run nor says why not")));
         let listed = PAGES.contains(&name.as_str());
@@ -311,6 +316,7 @@ fn what_a_page_says_is_understood() {
     assert_eq!(page.strays, [0; 0]);
     for stray in [
         "```\nprebake demo\n```\n",
+        "```\nmake\n```\n",
         "```toml\n$ prebake demo\n```\n",
         "text\n\n    prebake demo\n",
         "```console\nwhat?\n```\n",

@@ -10,11 +10,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use prebake::fixture::{Content, Spec};
-use prebake::oci::{Digest, Platform};
+use prebake::oci::Digest;
 use prebake::testing::{Auth, Fault, Options, Registry};
 use serde_json::Value;
 
 use crate::support::prebake::{Run, command, prebake};
+
+/// The whole test of the documentation is one of these.
+#[path = "../../docs/snippets/fixture_test.rs"]
+mod whole;
 
 const SMALL: &str = "[layer.l]\nfiles = [{ path = \"f\", random = 300_000 }]\n\
                      [[image]]\nname = \"app:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n";
@@ -48,6 +52,7 @@ fn the_same_bytes_for_everybody() {
 
     // Whoever makes them, wherever, whenever; files of a tree as they are checked out.
     let dir = tempfile::tempdir().unwrap();
+    // The archive, and the modes of a layout's files.
     let sum = |n: usize, prepare: &dyn Fn(&mut Command)| {
         let work = dir.path().join(n.to_string());
         fs::create_dir_all(&work).unwrap();
@@ -55,7 +60,8 @@ fn the_same_bytes_for_everybody() {
         command.current_dir(&work).args([
             "-c",
             "umask $UMASK; mkdir -p tree/bin; printf x > tree/bin/x; chmod u+x tree/bin/x;
-            printf y > tree/y; ln -s y tree/z; \"$PREBAKE\" fixture build \"$SPEC\" -o out.tar -q",
+            printf y > tree/y; ln -s y tree/z; \"$PREBAKE\" fixture build \"$SPEC\" -o out.tar -q &&
+            \"$PREBAKE\" fixture build \"$SPEC\" -o out -q && find out -printf '%p %M\\n' | LC_ALL=C sort > modes",
         ]);
         let text = fs::read_to_string(every()).unwrap();
         let text = text.replace("[layer.removes]\n", "[layer.removes]\ndir = \"tree\"\n");
@@ -64,9 +70,13 @@ fn the_same_bytes_for_everybody() {
         prepare(&mut command);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Digest::of(&fs::read(work.join("out.tar")).unwrap())
+        (Digest::of(&fs::read(work.join("out.tar")).unwrap()), fs::read_to_string(work.join("modes")).unwrap())
     };
     let usual = sum(0, &|_| ());
+    let modes: Vec<&str> = usual.1.lines().filter(|line| !line.starts_with("out/blobs/sha256/")).collect();
+    let own = ["out", "out/blobs", "out/blobs/sha256"].map(|dir| format!("{dir} drwxr-xr-x"));
+    let files = ["out/index.json", "out/oci-layout"].map(|file| format!("{file} -rw-r--r--"));
+    assert_eq!(modes, own.into_iter().chain(files).collect::<Vec<_>>());
     assert_eq!(sum(1, &|command| _ = command.env("UMASK", "077")), usual);
     assert_eq!(sum(2, &|command| _ = command.env("LC_ALL", "tr_TR.UTF-8").env("TZ", "Pacific/Apia")), usual);
     assert_eq!(sum(3, &|command| _ = command.env("SOURCE_DATE_EPOCH", "1")), usual);
@@ -101,8 +111,7 @@ fn they_go_where_they_are_to_go() {
     );
     for place in ["oci:layout", "oci-archive:images.tar"] {
         let root = format!("from-{}", &place[..4]);
-        let platform = Platform::host();
-        let bake = format!("bake --root {root} --referrers --platform {platform} {place}");
+        let bake = format!("bake --root {root} --referrers --platform linux/amd64 {place}");
         Run::from(command().current_dir(dir).args(bake.split_whitespace()).output().unwrap()).expect(0);
         let mut named = names(&root);
         named.retain(|name, _| made.contains_key(name));
@@ -120,6 +129,12 @@ fn they_go_where_they_are_to_go() {
         ("[[image]]\nname = \"a:1\"\nimages = [\"b:1\"]\n", "that is not above it"),
         ("[[image]]\nname = \"a:1\"\n", "neither platforms nor images"),
         ("[[image]]\nname = \"a:1:2\"\nplatforms = [\"linux/amd64\"]\n", "is not REPOSITORY:TAG"),
+        ("[[image]]\nname = \"App:1\"\nplatforms = [\"linux/amd64\"]\n", "repositories have no capitals"),
+        ("[[image]]\nname = \"a:1\"\ntags = [\"x/y\"]\nplatforms = [\"linux/amd64\"]\n", "is not REPOSITORY:TAG"),
+        (
+            "[[image]]\nname = \"a:1\"\nplatforms = [\"linux/amd64\"]\n[[image]]\nname = \"a:1\"\nplatforms = [\"linux/arm64\"]\n",
+            "there are two images a:1",
+        ),
         (
             "[layer.l]\nfiles = [{ path = \"f\", text = \"x\", fifo = true }]\n[[image]]\nname = \"a:1\"\nplatforms = [\"linux/amd64\"]\nlayers = [\"l\"]\n",
             "more than one kind",
@@ -133,6 +148,74 @@ fn they_go_where_they_are_to_go() {
         fs::write(dir.join("wrong.toml"), text).unwrap();
         let said = run(dir, "build wrong.toml -o wrong").expect(2).stderr;
         assert!(said.contains(why), "{said}");
+        assert!(!dir.join("wrong").exists());
+    }
+    // Nothing is written where something else was meant, or under a name that nobody can ask for.
+    for place in ["images.tar.gz", "images.TGZ", "images.tar.zst", "x.oci", "x.zip"] {
+        let said = run(dir, &format!("build {spec} -o {place}")).expect(2).stderr;
+        assert!(said.contains("oci-archive:FILE is an archive, oci:DIR a directory"), "{said}");
+        assert!(!dir.join(place).exists());
+    }
+    run(dir, &format!("build {spec} -o named --registry Bad/Name")).expect(2);
+    assert!(!dir.join("named").exists());
+    run(dir, &format!("build {spec} -o oci:x.oci")).expect(0);
+    assert!(run(dir, "build nowhere.toml -o not").expect(3).stderr.contains("nowhere.toml"));
+    let said = run(dir, &format!("build {spec} -o containerd:broken --break bad-gzip")).expect(2).stderr;
+    assert!(said.contains("a root is made by a bake") && said.contains("DIR and FILE.tar take them"), "{said}");
+    assert!(!dir.join("broken").exists());
+}
+
+#[test]
+fn what_has_nothing_to_break_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let artifact = "[[image]]\nname = \"art:1\"\nartifact_type = \"application/vnd.example\"\nlayers = [\"l\"]\n";
+    fs::write(dir.join("both.toml"), format!("{SMALL}{artifact}")).unwrap();
+    fs::write(dir.join("art.toml"), format!("[layer.l]\nfiles = [{{ path = \"f\", text = \"x\" }}]\n{artifact}"))
+        .unwrap();
+    let said = run(dir, "build both.toml -o not --break bad-gzip=art:1").expect(2).stderr;
+    assert!(said.contains("bad-gzip has nothing to break in art:1"), "{said}");
+    let said = run(dir, "build art.toml -o not --break wrong-diffid").expect(2).stderr;
+    assert!(said.contains("wrong-diffid has nothing to break in any image"), "{said}");
+    // The same blob cannot be taken away and be another one.
+    run(dir, "build both.toml -o not --break missing-blob=app:1 --break wrong-digest=app:1").expect(2);
+    run(dir, "build both.toml -o not --break bad-gzip=app:2").expect(2);
+    assert!(!dir.join("not").exists());
+    // Of all images, those that can be; an artifact has a layer that can be another one.
+    run(dir, "build both.toml -o all --break bad-gzip").expect(0);
+    run(dir, "build art.toml -o one --break wrong-digest").expect(0);
+}
+
+#[test]
+fn broken_images_are_signed_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("test.pub"), run(dir, "key").expect(0).stdout).unwrap();
+    for how in ["bundle", "simple"] {
+        let spec = Spec::parse(&format!("{SMALL}signed = \"{how}\"\n")).unwrap();
+        let mut content = Content::build(&spec).unwrap();
+        let before = content.tags.clone();
+        content.sign_again(&spec).unwrap();
+        assert_eq!(content.tags, before);
+        // What a bake takes, when its signature fits.
+        content.breaks(&"traversal".parse().unwrap()).unwrap();
+        let unsigned = Registry::start(content.clone(), Options::default()).unwrap();
+        content.sign_again(&spec).unwrap();
+        let signed = Registry::start(content, Options::default()).unwrap();
+        for (registry, code) in [(unsigned, 6), (signed, 0)] {
+            let name = registry.reference("app:1");
+            let bake = format!("bake --root {how}-{code} --platform linux/amd64 --verify-key test.pub {name}");
+            Run::from(command().current_dir(dir).args(bake.split_whitespace()).output().unwrap()).expect(code);
+        }
+        // The command does it by itself.
+        fs::write(dir.join("signed.toml"), format!("{SMALL}signed = \"{how}\"\n")).unwrap();
+        run(dir, &format!("build signed.toml -o {how} --break traversal")).expect(0);
+        let index: Value = serde_json::from_slice(&fs::read(dir.join(how).join("index.json")).unwrap()).unwrap();
+        let all = index["manifests"].as_array().unwrap();
+        let of = |entry: &Value| entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap().to_owned();
+        let app = all.iter().find(|entry| of(entry).ends_with("/app:1")).unwrap();
+        let tag = app["digest"].as_str().unwrap().replace(':', "-");
+        assert!(all.iter().any(|entry| of(entry).starts_with(&tag)), "{index}");
     }
 }
 
@@ -275,6 +358,25 @@ fn the_command_serves_as_long_as_who_started_it() {
         assert!(Instant::now() < deadline, "the registry outlives its parent");
         std::thread::sleep(Duration::from_millis(20));
     }
+    // Or one that is not its parent.
+    let (mut shell, said, _) = serve(dir.path(), "--parent $$");
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(said["registry"].as_str().unwrap()).is_ok() {
+        assert!(Instant::now() < deadline, "the registry outlives who is named");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // However early that goes: who waits for all that the shell has started does not wait for long.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "timeout 60 \"$PREBAKE\" fixture serve small.toml --parent $$ &"]).current_dir(dir.path());
+    let started = Instant::now();
+    shell.env("PREBAKE", env!("CARGO_BIN_EXE_prebake")).output().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let said = run(dir.path(), &format!("serve small.toml --parent {}", gone.id())).expect(3).stderr;
+    assert!(said.contains("it has ended; name one that runs"), "{said}");
     // A signal ends it as well.
     let (mut shell, said, _) = serve(dir.path(), "");
     let pid = rustix::process::Pid::from_raw(said["pid"].as_i64().unwrap().try_into().unwrap()).unwrap();
@@ -288,6 +390,13 @@ fn the_command_serves_as_long_as_who_started_it() {
     shell.wait().unwrap();
     let refused = run(dir.path(), "serve small.toml --fault blob:soon");
     assert!(refused.expect(2).stderr.contains("write it like 'blob:3 status=429 retry-after=2'"));
+    for never in ["blob:0", "blob:5-2"] {
+        let fault = format!("{never} corrupt");
+        let refused =
+            command().current_dir(dir.path()).args(["fixture", "serve", "small.toml", "--fault", &fault]).output();
+        let said = Run::from(refused.unwrap()).expect(2).stderr;
+        assert!(said.contains("it can never occur"), "{said}");
+    }
 }
 
 #[test]
@@ -376,4 +485,51 @@ fn real_images_become_small() {
     let said = run(dir, "shrink containerd:real -o not").expect(3).stderr;
     assert!(said.contains("--platform names the platforms"), "{said}");
     run(dir, "shrink containerd:real --platform linux/amd64 -o this").expect(0);
+}
+
+#[test]
+fn small_images_are_called_as_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let registry = |text: &str| {
+        let spec = Spec::parse(&SMALL.replace("300_000", text)).unwrap();
+        Registry::start(Content::build(&spec).unwrap(), Options::default()).unwrap()
+    };
+    let (one, two) = (registry("1000"), registry("2000"));
+    let (first, second) = (one.reference("app:1"), two.reference("app:1"));
+    let said = run(dir, &format!("shrink {first} {second} -o both --json")).expect(0).stdout;
+    let index: Value = serde_json::from_slice(&fs::read(dir.join("both/index.json")).unwrap()).unwrap();
+    let mut names = BTreeMap::new();
+    for entry in index["manifests"].as_array().unwrap() {
+        names.insert(entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap(), &entry["digest"]);
+    }
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(names, BTreeMap::from([(&*first, &lines[0]["is"]), (&*second, &lines[1]["is"])]));
+    assert_ne!(lines[0]["is"], lines[1]["is"]);
+    // Where all are called anew, two cannot become one.
+    one.requests();
+    for place in ["-o not --registry small.test", "-o registry:127.0.0.1:1"] {
+        let said = run(dir, &format!("shrink {first} {second} {place}")).expect(2).stderr;
+        assert!(said.contains(&format!("{first} and {second} would both become app:1")), "{said}");
+    }
+    let digests = [1, 2].map(|n| format!("{}@{}", one.reference("app"), Digest::of(&[n])));
+    let said = run(dir, &format!("shrink {} -o not", digests.join(" "))).expect(2).stderr;
+    assert!(said.contains("/app:latest; make them small one by one"), "{said}");
+    assert!(one.requests().is_empty() && !dir.join("not").exists());
+    run(dir, &format!("shrink {first} {first} -o named --registry small.test")).expect(0);
+    assert!(fs::read_to_string(dir.join("named/index.json")).unwrap().contains("\"small.test/app:1\""));
+
+    // For a platform that it is not for, there is none: of a manifest, and of an index.
+    let every = Registry::start(Content::build(&Spec::load(&every()).unwrap()).unwrap(), Options::default()).unwrap();
+    for image in [first, every.reference("app:1")] {
+        let said = run(dir, &format!("shrink {image} --platform linux/s390x -o not")).expect(3).stderr;
+        assert!(said.contains("has nothing for linux/s390x; it is for linux/amd64"), "{said}");
+        assert!(!dir.join("not").exists());
+    }
+}
+
+#[test]
+fn the_page_has_the_whole_test() {
+    let read = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    assert!(read("docs/ci-fixtures.md").contains(&format!("```rust\n{}```\n", read("docs/snippets/fixture_test.rs"))));
 }

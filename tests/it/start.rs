@@ -29,3 +29,12 @@ fn a_command_starts_at_once() {
         assert!(fastest < LIMIT, "{arguments:?} takes {fastest:?}");
     }
 }
+
+#[test]
+fn the_version_tells_of_every_feature() {
+    let said = command().args(["--version", "--json"]).output().unwrap();
+    let about: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    let features = [("live", cfg!(feature = "live")), ("cache", cfg!(feature = "cache"))];
+    let on: Vec<&str> = features.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect();
+    assert_eq!(about["features"], serde_json::json!(on));
+}
