@@ -236,7 +236,7 @@ pub struct Cache {
     off: AtomicBool,
     read_only: AtomicBool,
     unconditional: AtomicBool,
-    /// Failures since the last success; of blobs that were to be stored, apart: a store may answer, and take nothing large.
+    /// Failures since the last success; of blobs that were to be stored, apart.
     in_a_row: AtomicU32,
     not_stored_in_a_row: AtomicU32,
     /// Why something was not stored first, for whom the cache is required.
@@ -490,17 +490,21 @@ impl Cache {
         }
     }
 
-    /// Counts a blob that was not stored, which is told of once; after several in a row nothing is written any more.
+    /// Counts a blob that was not stored, the first of which is told of; after several in a row nothing is written any more. What
+    /// is there is read all the same: a store may answer, and take nothing large.
     fn failed_to_store(&self, error: Error) {
-        self.failed(&error);
-        if self.not_stored_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        let is_for_good = matches!(error, Error::Store { why: Why::Refused | Why::Full, .. });
+        {
+            let mut first = lock(&self.not_stored);
+            if first.is_none() && !is_for_good && self.may_write() {
+                (self.tell)(&Trouble::NotStored(&error));
+            }
+            first.get_or_insert(error);
+        }
+        if is_for_good || self.not_stored_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
             self.write_no_more();
         }
-        let is_first = lock(&self.not_stored).is_none();
-        if is_first && self.may_write() {
-            (self.tell)(&Trouble::NotStored(&error));
-        }
-        lock(&self.not_stored).get_or_insert(error);
     }
 
     fn switch_off(&self, error: &Error) {
