@@ -16,14 +16,6 @@ pub type ClientFor = Arc<dyn Fn(&Url, bool) -> Result<reqwest::Client, BoxError>
 /// Why there is no client for a URL.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What came of asking for something small.
-#[allow(dead_code, reason = "the real one makes them")]
-pub(super) enum Small {
-    Absent,
-    TooLarge,
-    Bytes(Object, Bytes),
-}
-
 /// There is none.
 pub(super) enum Store {}
 /// Nothing is stored in it.
@@ -50,7 +42,7 @@ impl Store {
         match *self {}
     }
 
-    pub(super) async fn get_small(&self, _: &str, _: u64) -> Result<Small> {
+    pub(super) async fn get_small(&self, _: &str, _: u64) -> Result<Option<(Object, Option<Bytes>)>> {
         match *self {}
     }
 

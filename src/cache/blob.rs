@@ -12,7 +12,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Duration, timeout};
 
 use super::claim::Claim;
-use super::store::Small;
 use super::{Cache, Error, Object, Result, Stream, blob_key, lock};
 use crate::oci::{Digest, Hasher};
 
@@ -75,9 +74,9 @@ impl Cache {
             return Ok(None);
         }
         let bytes = match self.store.get_small(&blob_key(digest), limit).await? {
-            Small::Absent => return Ok(None),
-            Small::TooLarge => return self.resolve_doubt(digest).await.map(|_| None),
-            Small::Bytes(_, bytes) => bytes,
+            None => return Ok(None),
+            Some((_, None)) => return self.resolve_doubt(digest).await.map(|_| None),
+            Some((_, Some(bytes))) => bytes,
         };
         self.worked();
         if Digest::of_as(&bytes, Some(digest)) != *digest {

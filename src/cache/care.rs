@@ -8,7 +8,6 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use serde::Serialize;
 
-use super::store::Small;
 use super::{Cache, Error, Object, Result, blob_key};
 use crate::oci::Digest;
 
@@ -215,7 +214,7 @@ impl Cache {
             iter(notes).map(async |note| Ok::<_, Error>((note, self.store.get_small(&note.key, MAX_NOTE).await?)));
         let mut each = pin!(each.buffer_unordered(AT_ONCE));
         while let Some((note, text)) = each.try_next().await? {
-            let Small::Bytes(_, text) = text else { continue };
+            let Some((_, Some(text))) = text else { continue };
             for digest in String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse::<Digest>().ok()) {
                 let last = used.entry(digest).or_insert(note.modified);
                 *last = note.modified.max(*last);

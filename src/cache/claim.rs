@@ -15,7 +15,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::store::Small;
 use super::{Cache, Result, Turn, lock};
 use crate::oci::Digest;
 
@@ -128,14 +127,11 @@ impl Cache {
 
     /// A claim, and how long ago it was written by the store's clock and ours.
     async fn read_claim(&self, digest: &Digest, generation: u32) -> Result<Option<(Text, Duration)>> {
-        let (text, age) = match self.store.get_small(&key(digest, generation), MAX_TEXT).await? {
-            Small::Absent => return Ok(None),
-            Small::TooLarge => (None, Duration::ZERO),
-            Small::Bytes(object, bytes) => {
-                let age = (chrono::Utc::now() - object.modified).to_std().unwrap_or_default();
-                (serde_json::from_slice(&bytes).ok(), age)
-            }
+        let Some((object, bytes)) = self.store.get_small(&key(digest, generation), MAX_TEXT).await? else {
+            return Ok(None);
         };
+        let age = (chrono::Utc::now() - object.modified).to_std().unwrap_or_default();
+        let text = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         // What cannot be read is somebody's all the same, and does not change.
         let unknown = || Text { holder: String::new(), claim: 0, renewal: 0, expires_after_seconds: 60 };
         Ok(Some((text.unwrap_or_else(unknown), age)))

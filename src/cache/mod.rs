@@ -37,8 +37,8 @@ pub use self::blob::{Reader, Stored, Writer};
 pub use self::care::{Pruned, Pruning, Stats, Unsound};
 pub use self::claim::Claim;
 use self::claim::Watch;
+use self::store::Store;
 pub use self::store::{BoxError, ClientFor};
-use self::store::{Small, Store};
 pub use self::url::CacheUrl;
 use crate::oci::Digest;
 
@@ -454,11 +454,10 @@ impl Cache {
     /// Whether there is a cache of our version; an error where there is one of another.
     async fn is_marked(&self) -> Result<bool> {
         match self.store.get_small(MARKER, MAX_MARKER).await? {
-            Small::Bytes(_, text) if *text == *VERSION.as_bytes() => Ok(true),
-            Small::Absent => Ok(false),
-            other => {
-                let text = if let Small::Bytes(_, text) = &other { &**text } else { b"?" };
-                let version = String::from_utf8_lossy(text).trim().to_owned();
+            None => Ok(false),
+            Some((_, Some(text))) if *text == *VERSION.as_bytes() => Ok(true),
+            Some((_, text)) => {
+                let version = String::from_utf8_lossy(&text.unwrap_or_default()).trim().to_owned();
                 Err(Error::Version { place: self.place().to_owned(), version })
             }
         }

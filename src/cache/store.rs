@@ -42,13 +42,6 @@ struct Counts {
     writes: AtomicU64,
 }
 
-/// What came of asking for something small.
-pub(super) enum Small {
-    Absent,
-    TooLarge,
-    Bytes(Object, Bytes),
-}
-
 pub(super) struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
@@ -183,17 +176,17 @@ impl Store {
         Ok(Some((object, stream.boxed())))
     }
 
-    /// Something small; of an object of more than `limit` bytes none is read.
-    pub(super) async fn get_small(&self, key: &str, limit: u64) -> Result<Small> {
-        let Some((object, mut stream)) = self.get(key, 0).await? else { return Ok(Small::Absent) };
+    /// Something small; without its bytes, where it has more than `limit`.
+    pub(super) async fn get_small(&self, key: &str, limit: u64) -> Result<Option<(Object, Option<Bytes>)>> {
+        let Some((object, mut stream)) = self.get(key, 0).await? else { return Ok(None) };
         if object.size > limit {
-            return Ok(Small::TooLarge);
+            return Ok(Some((object, None)));
         }
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await {
             bytes.extend_from_slice(&chunk?);
         }
-        Ok(Small::Bytes(object, bytes.into()))
+        Ok(Some((object, Some(bytes.into()))))
     }
 
     /// Stores something whole, over what is there.
